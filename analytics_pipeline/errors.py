@@ -1,0 +1,32 @@
+"""Errors that a person may see: each says where, what value, and the remedy. No logic here."""
+
+from __future__ import annotations
+
+
+class PipelineError(Exception):
+    """Base of every error this project raises on purpose."""
+
+
+class SettingsError(PipelineError):
+    """A wrong setting: names the variable, the value it got, and what it takes."""
+
+
+class DecodeError(PipelineError):
+    """A payload that a domain cannot read. ``reason`` is a stable word for counting, the text is for people."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class OffsetConflictError(PipelineError):
+    """Another drain moved the offsets of a partition first; this one must roll back and start over."""
+
+
+class DomainCollisionError(PipelineError):
+    """Two domains claim one name or one topic."""
+
+
+class StaleCodeError(PipelineError):
+    """A warm worker runs older code than the code location; it must be restarted."""

@@ -1,0 +1,230 @@
+"""What flows through the pipeline, as frozen records. Pure data: no IO, no clock, no Dagster.
+
+Times are aware ``datetime`` in UTC at the edges; inside frames they are integers, microseconds since the
+Unix epoch, in columns that end in ``_us``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Literal, NewType
+
+AssetName = Literal["raw_events", "normalized_measurements", "window_aggregates", "anomalies", "kpis"]
+DerivedName = Literal["normalized_measurements", "window_aggregates", "anomalies", "kpis"]
+Mode = Literal["incremental", "full"]
+
+RAW_EVENTS: AssetName = "raw_events"
+#: The derived assets in the order in which data flows through them.
+DERIVED: tuple[DerivedName, ...] = ("normalized_measurements", "window_aggregates", "anomalies", "kpis")
+
+HOUR_S = 3600
+HOUR_US = HOUR_S * 1_000_000
+HOUR = timedelta(hours=1)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+
+TimeUs = NewType("TimeUs", int)
+
+
+def to_us(moment: datetime) -> int:
+    """Microseconds since the Unix epoch, exact (no float on the way)."""
+    return (moment - EPOCH) // MICROSECOND
+
+
+def from_us(time_us: int) -> datetime:
+    """The aware UTC datetime of a microsecond count."""
+    return EPOCH + timedelta(microseconds=time_us)
+
+
+def hour_of(moment: datetime) -> datetime:
+    """The start of the UTC hour that holds the moment."""
+    return moment.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+
+
+@dataclass(frozen=True, slots=True)
+class OffsetRange:
+    """Half-open range ``[from_offset, to_offset)`` of one partition's log within one epoch."""
+
+    topic: str
+    epoch: int
+    partition: int
+    from_offset: int
+    to_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionOffset:
+    """Where one partition stands: the next offset to read, and the marks its watermark is made of."""
+
+    topic: str
+    partition: int
+    epoch: int
+    next_offset: int
+    kafka_topic_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RawMessage:
+    """One Kafka message as it came, before anything judged it."""
+
+    topic: str
+    epoch: int
+    partition: int
+    offset: int
+    kafka_time_us: int
+    value: bytes | None
+    key: bytes | None
+    headers: list[tuple[str, bytes | None]] | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message, or a row of it, that a stage refused: bytes kept, with the reason. One per (position, stage)."""
+
+    topic: str
+    epoch: int
+    partition: int
+    offset: int
+    ordinal: int
+    stage: str
+    domain: str
+    reason: str
+    error: str
+    payload: bytes | None
+    key: bytes | None
+    headers: list[tuple[str, bytes | None]] | None
+    kafka_time_us: int
+    event_time_us: int | None
+    arrived_at_us: int
+    batch_id: int | None = None
+
+    @property
+    def hour_us(self) -> int:
+        """Its partition: the hour of event time, or of the Kafka timestamp where there is none."""
+        time_us = self.kafka_time_us if self.event_time_us is None else self.event_time_us
+        return time_us // HOUR_US * HOUR_US
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectationOutcome:
+    """What one expectation said about one frame. ``sample_rows`` are row numbers, at most 20."""
+
+    name: str
+    column: str
+    reason: str
+    failed: int
+    sample_rows: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GateResult:
+    """The verdict over one frame: which rows fail, and the first reason of each."""
+
+    asset: str
+    domain: str
+    rows: int
+    reasons: dict[int, str] = field(default_factory=dict)
+    outcomes: tuple[ExpectationOutcome, ...] = ()
+
+    @property
+    def failed_rows(self) -> tuple[int, ...]:
+        """Row numbers of the frame that fail at least one expectation, ascending."""
+        return tuple(sorted(self.reasons))
+
+    @property
+    def passed(self) -> bool:
+        """Whether no row fails."""
+        return not self.reasons
+
+
+@dataclass(frozen=True, slots=True)
+class DomainOutcome:
+    """What one evaluation of (asset, hour, domain) did. ``rows``: rows that the pair holds afterwards."""
+
+    domain: str
+    rows: int
+    written: int
+    dead_letters: int
+    late_rows: int
+    gate: GateResult
+    quarantined: bool = False
+    #: Counted over the pair's whole content so far, not only this evaluation.
+    rows_seen: int = 0
+    rows_failed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HourOutcome:
+    """What one run did to one partition of one asset."""
+
+    asset: str
+    hour: datetime
+    mode: str
+    domains: tuple[DomainOutcome, ...]
+    duration_s: float
+
+    @property
+    def rows(self) -> int:
+        return sum(domain.rows for domain in self.domains)
+
+    @property
+    def dead_letters(self) -> int:
+        return sum(domain.dead_letters for domain in self.domains)
+
+    @property
+    def late_rows(self) -> int:
+        return sum(domain.late_rows for domain in self.domains)
+
+    @property
+    def quarantined(self) -> tuple[str, ...]:
+        """The domains whose content was refused as a whole."""
+        return tuple(domain.domain for domain in self.domains if domain.quarantined)
+
+
+@dataclass(frozen=True, slots=True)
+class DrainOutcome:
+    """What one tick of the drain did, or why it did nothing (``skip_reason``)."""
+
+    batches: int
+    messages: int
+    raw_rows: int
+    dead_letters: int
+    lag_messages: int
+    skip_reason: str | None
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class BatchHour:
+    """One batch's share of one (hour, domain). ``reasons`` counts dead letters by reason."""
+
+    hour: datetime
+    domain: str
+    raw_rows: int
+    dead_letters: int
+    late_rows: int
+    reasons: dict[str, int]
+    samples: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReport:
+    """One committed batch of the drain, as its record in the database tells it."""
+
+    batch_id: int
+    arrived_at: datetime
+    duration_s: float
+    hours: tuple[BatchHour, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PendingHour:
+    """An hour with work to do: the assets that hold marks, in flow order."""
+
+    hour: datetime
+    assets: tuple[DerivedName, ...]
+    domains: tuple[str, ...]
+    marks: int
+    oldest_mark_at: datetime
+    newest_mark_at: datetime
