@@ -12,7 +12,7 @@ class SettingsError(PipelineError):
 
 
 class DecodeError(PipelineError):
-    """A payload that a domain cannot read. ``reason`` is a stable word for counting, the text is for people."""
+    """A payload that a domain cannot read. ``reason`` is a stable word for counting, the text for people."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")

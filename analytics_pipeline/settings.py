@@ -96,9 +96,7 @@ class Settings(BaseSettings):
     allowed_lateness_s: int = Field(60, ge=0, validation_alias="ALLOWED_LATENESS_S")
     idle_partition_s: int = Field(60, ge=1, validation_alias="IDLE_PARTITION_S")
     future_tolerance_s: int = Field(600, ge=0, le=HOUR_S, validation_alias="FUTURE_TOLERANCE_S")
-    partitions_start: datetime = Field(
-        datetime(2025, 1, 1, tzinfo=UTC), validation_alias="PARTITIONS_START"
-    )
+    partitions_start: datetime = Field(datetime(2025, 1, 1, tzinfo=UTC), validation_alias="PARTITIONS_START")
     retention_days: int = Field(0, ge=0, validation_alias="RETENTION_DAYS")
 
     # --- Dagster, Celery and coordination
@@ -157,11 +155,14 @@ class Settings(BaseSettings):
 
     @cached_property
     def window_sizes_s(self) -> tuple[int, ...]:
-        """All sizes that are stored, ascending: the base, those asked for, and the hour where longer ones need it."""
+        """All sizes that are stored, ascending: the base, those asked for, and the hour if longer ones need it."""
         sizes = {self.base_window_s, *self.windows}
         if max(self.windows) > HOUR_S:
             sizes.add(HOUR_S)
         return tuple(sorted(sizes))
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
 
     def db_url(self, database: str | None = None) -> URL:
         """SQLAlchemy URL. ``str()`` of it masks the password."""
@@ -208,7 +209,7 @@ def load_settings(**overrides: Any) -> Settings:
     """Settings from the environment.
 
     Raises:
-        SettingsError: one line per wrong value: the variable, what it got, what it takes. Secrets are not shown.
+        SettingsError: a line per wrong value: the variable, what it got, what it takes. Secrets are not shown.
     """
     try:
         return Settings(**overrides)

@@ -1,0 +1,68 @@
+"""Connections: one engine per process, the schema first on the search path, times in UTC. No tables here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, event
+
+from analytics_pipeline.settings import Settings
+
+APPLICATION_NAME = "analytics-pipeline"
+
+#: A psycopg2 connection. COPY needs the driver itself, so that storage speaks psycopg2 and the engine pools.
+Connection = Any
+
+
+def make_engine(settings: Settings, *, database: str | None = None) -> Engine:
+    """A pooled engine whose connections find the pipeline's schema first and speak UTC."""
+    options = (
+        f"-c search_path={settings.db_schema},public -c timezone=UTC "
+        f"-c statement_timeout={settings.db_statement_timeout_s * 1000} "
+        f"-c idle_in_transaction_session_timeout={settings.db_statement_timeout_s * 1000}"
+    )
+    engine = create_engine(
+        settings.db_url(database),
+        pool_size=settings.db_pool_size,
+        max_overflow=settings.db_pool_size,
+        pool_pre_ping=True,
+        connect_args={"options": options, "application_name": APPLICATION_NAME, "connect_timeout": 10},
+    )
+
+    @event.listens_for(engine, "reset")
+    def _roll_back(connection: Any, _record: Any, _state: Any) -> None:
+        connection.rollback()
+
+    return engine
+
+
+@lru_cache(maxsize=8)
+def _engine_of_process(settings: Settings, _pid: int) -> Engine:
+    return make_engine(settings)
+
+
+def engine_for(settings: Settings) -> Engine:
+    """This process's engine. Celery forks its workers: a pool must not cross the fork, hence the pid."""
+    return _engine_of_process(settings, os.getpid())
+
+
+@contextmanager
+def connection(engine: Engine, *, autocommit: bool = False) -> Iterator[Connection]:
+    """A psycopg2 connection of the pool. Rolls back whatever was not committed."""
+    pooled = engine.raw_connection()
+    driver: Any = pooled.driver_connection
+    try:
+        if autocommit:
+            driver.autocommit = True
+        yield driver
+    finally:
+        try:
+            if not driver.closed:
+                driver.rollback()
+                driver.autocommit = False
+        finally:
+            pooled.close()
