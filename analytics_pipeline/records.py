@@ -80,7 +80,7 @@ class RawMessage:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A message, or a row of it, that a stage refused: bytes kept, with the reason. One a (position, stage)."""
+    """A message, or a row of it, that a stage refused: bytes kept, with the reason. By (position, stage)."""
 
     topic: str
     epoch: int

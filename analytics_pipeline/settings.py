@@ -155,7 +155,7 @@ class Settings(BaseSettings):
 
     @cached_property
     def window_sizes_s(self) -> tuple[int, ...]:
-        """All sizes that are stored, ascending: the base, those asked for, and the hour if longer ones need it."""
+        """All sizes that are stored, ascending: base, those asked for, the hour if longer ones need it."""
         sizes = {self.base_window_s, *self.windows}
         if max(self.windows) > HOUR_S:
             sizes.add(HOUR_S)
@@ -209,7 +209,7 @@ def load_settings(**overrides: Any) -> Settings:
     """Settings from the environment.
 
     Raises:
-        SettingsError: a line per wrong value: the variable, what it got, what it takes. Secrets are not shown.
+        SettingsError: a line per wrong value: the variable, what it got, what it takes; no secrets.
     """
     try:
         return Settings(**overrides)
