@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from functools import cached_property, reduce
 from math import gcd
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -39,7 +40,9 @@ def _split(value: Any) -> Any:
 class Settings(BaseSettings):
     """Read from the environment and from ``.env`` in the working directory; the environment wins."""
 
-    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_file=".env", extra="ignore", frozen=True, populate_by_name=True, arbitrary_types_allowed=True
+    )
 
     # --- database
     db_host: str = Field("127.0.0.1", validation_alias=_names("DB_HOST", "TIMESCALE_HOST"))
@@ -97,6 +100,9 @@ class Settings(BaseSettings):
     idle_partition_s: int = Field(60, ge=1, validation_alias="IDLE_PARTITION_S")
     future_tolerance_s: int = Field(600, ge=0, le=HOUR_S, validation_alias="FUTURE_TOLERANCE_S")
     partitions_start: datetime = Field(datetime(2025, 1, 1, tzinfo=UTC), validation_alias="PARTITIONS_START")
+    domain_time_zones: Annotated[dict[str, ZoneInfo], NoDecode] = Field(
+        {}, validation_alias="DOMAIN_TIME_ZONES"
+    )
     retention_days: int = Field(0, ge=0, validation_alias="RETENTION_DAYS")
 
     # --- Dagster, Celery and coordination
@@ -112,6 +118,17 @@ class Settings(BaseSettings):
     @classmethod
     def _as_list(cls, value: Any) -> Any:
         return _split(value)
+
+    @field_validator("domain_time_zones", mode="before")
+    @classmethod
+    def _zones_exist(cls, value: Any) -> Any:
+        named = json.loads(value) if isinstance(value, str) else value
+        try:
+            return {domain: ZoneInfo(str(zone)) for domain, zone in named.items()}
+        except (ZoneInfoNotFoundError, AttributeError, OSError) as error:
+            raise ValueError(
+                f'takes time zones by domain, for example {{"sensor": "Asia/Bangkok"}}: {error}'
+            ) from None
 
     @field_validator("windows")
     @classmethod

@@ -1,0 +1,100 @@
+"""Binary COPY of fixed-width tables, to and from numpy, with no parsing on either side.
+
+PostgreSQL's binary COPY format (documentation of COPY, "Binary Format") gives each field a length and its
+bytes in network order. When no column can be NULL and each has a fixed width, every row has the same layout,
+so that a whole table is one structured array. No SQL beyond COPY, and no tables, are known here.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from analytics_pipeline.storage.engine import Connection
+
+PgType = Literal["int4", "int8", "float8", "timestamptz"]
+Columns = Mapping[str, npt.NDArray[Any]]
+
+_DTYPE: dict[PgType, str] = {"int4": ">i4", "int8": ">i8", "float8": ">f8", "timestamptz": ">i8"}
+_SIGNATURE = b"PGCOPY\n\xff\r\n\x00" + bytes(8)  # no flags, no header extension
+_TRAILER = b"\xff\xff"
+#: PostgreSQL counts microseconds from 2000-01-01, this project from 1970-01-01.
+_POSTGRES_EPOCH_US = 946_684_800_000_000
+
+
+@dataclass(frozen=True)
+class FixedTable:
+    """The columns of a fixed-width table, in the order in which they are copied.
+
+    ``timestamptz`` columns appear in numpy as int64 microseconds since the Unix epoch.
+    """
+
+    columns: tuple[tuple[str, PgType], ...]
+
+    @cached_property
+    def dtype(self) -> np.dtype[Any]:
+        fields: list[tuple[str, str]] = [("fields", ">i2")]
+        for name, pg_type in self.columns:
+            fields += [(f"length of {name}", ">i4"), (name, _DTYPE[pg_type])]
+        return np.dtype(fields)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.columns)
+
+    def encode(self, columns: Columns) -> bytes:
+        """The COPY stream of equally long columns."""
+        rows = len(columns[self.columns[0][0]])
+        table = np.empty(rows, dtype=self.dtype)
+        table["fields"] = len(self.columns)
+        for name, pg_type in self.columns:
+            table[f"length of {name}"] = np.dtype(_DTYPE[pg_type]).itemsize
+            shift = _POSTGRES_EPOCH_US if pg_type == "timestamptz" else 0
+            table[name] = columns[name] - shift if shift else columns[name]
+        return b"".join((_SIGNATURE, table.tobytes(), _TRAILER))
+
+    def decode(self, stream: bytes | memoryview) -> dict[str, npt.NDArray[Any]]:
+        """The columns of a COPY stream, in native byte order.
+
+        Raises:
+            ValueError: the stream is not a whole number of rows: a column was NULL or has another type.
+        """
+        body = memoryview(stream)[len(_SIGNATURE) : -len(_TRAILER)]
+        if len(body) % self.dtype.itemsize:
+            raise ValueError(
+                f"COPY of {', '.join(self.names)}: {len(body)} bytes are no whole number of "
+                f"{self.dtype.itemsize}-byte rows; a column holds NULL or has another type than declared"
+            )
+        table = np.frombuffer(body, dtype=self.dtype)
+        columns: dict[str, npt.NDArray[Any]] = {}
+        for name, pg_type in self.columns:
+            native = table[name].astype(np.dtype(_DTYPE[pg_type]).newbyteorder("="))
+            columns[name] = native + _POSTGRES_EPOCH_US if pg_type == "timestamptz" else native
+        return columns
+
+
+def copy_in(connection: Connection, target: str, table: FixedTable, columns: Columns) -> int:
+    """COPY columns into ``target``; returns the rows written."""
+    names = ", ".join(f'"{name}"' for name in table.names)
+    with connection.cursor() as cursor:
+        cursor.copy_expert(
+            f"COPY {target} ({names}) FROM STDIN (FORMAT binary)", io.BytesIO(table.encode(columns))
+        )
+        return int(cursor.rowcount)
+
+
+def copy_out(
+    connection: Connection, query: str, parameters: Sequence[Any], table: FixedTable
+) -> dict[str, npt.NDArray[Any]]:
+    """The result of a query, whose columns are those of ``table`` in order, as numpy columns."""
+    buffer = io.BytesIO()
+    with connection.cursor() as cursor:
+        statement = cursor.mogrify(query, parameters).decode()
+        cursor.copy_expert(f"COPY ({statement}) TO STDOUT (FORMAT binary)", buffer)
+    return table.decode(buffer.getbuffer())
