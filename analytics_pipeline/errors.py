@@ -30,3 +30,7 @@ class DomainCollisionError(PipelineError):
 
 class StaleCodeError(PipelineError):
     """A warm worker runs older code than the code location; it must be restarted."""
+
+
+class EmbeddedServerError(PipelineError):
+    """An embedded server did not start or stop as it should; carries the end of its log."""
