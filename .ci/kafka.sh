@@ -30,7 +30,7 @@ ensure_jars() {
     local stamp=$HOME_DIR/lib/.complete
     [ -f "$stamp" ] && [ ! "$CI_DIR/pom.xml" -nt "$stamp" ] && return
     say "fetching the jars of Apache Kafka through Maven"
-    rm -rf "$HOME_DIR/lib"
+    rm -rf "${HOME_DIR:?}/lib"
     mkdir -p "$HOME_DIR/lib"
     mvn -q -B -f "$CI_DIR/pom.xml" dependency:copy-dependencies \
         -DincludeScope=runtime -DoutputDirectory="$HOME_DIR/lib" >&2
