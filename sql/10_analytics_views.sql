@@ -1,0 +1,140 @@
+-- The public face: what dashboards and people read, under the names that they already know.
+-- Idempotent and forward only: CREATE OR REPLACE, so new columns go to the end of a view and none is removed.
+-- Nothing here looks at the wall clock, so that a replay shows the same states.
+
+-- Settings that the views need, written by the migration runner.
+CREATE TABLE IF NOT EXISTS pipeline_setting (
+    name       text PRIMARY KEY,
+    value      text NOT NULL,
+    updated_at timestamptz NOT NULL DEFAULT now()
+);
+INSERT INTO pipeline_setting (name, value)
+VALUES ('allowed_lateness_s', '60'), ('idle_partition_s', '60'), ('consumer_group', 'analytics-pipeline.v1')
+ON CONFLICT (name) DO NOTHING;
+
+-- Which topics feed a domain, written by the migration runner from the domains that are enabled.
+CREATE TABLE IF NOT EXISTS domain_topic (
+    domain text NOT NULL,
+    topic  text COLLATE "C" NOT NULL,
+    PRIMARY KEY (domain, topic)
+);
+
+-- The least over a topic's active partitions of the highest min(event time, Kafka time). A partition whose
+-- newest message is older than the topic's newest by more than idle_partition_s does not hold it back.
+CREATE OR REPLACE VIEW topic_watermark AS
+WITH newest AS (
+    SELECT topic, max(last_kafka_time) AS kafka_time FROM kafka_offset GROUP BY topic
+), idle AS (
+    SELECT make_interval(secs => value::double precision) AS after
+    FROM pipeline_setting WHERE name = 'idle_partition_s'
+)
+SELECT o.topic,
+       min(o.watermark_time) FILTER (WHERE o.last_kafka_time >= n.kafka_time - i.after) AS watermark,
+       count(*) FILTER (WHERE o.last_kafka_time >= n.kafka_time - i.after) AS active_partitions,
+       count(*) AS partitions,
+       n.kafka_time AS last_kafka_time
+FROM kafka_offset o JOIN newest n USING (topic) CROSS JOIN idle i
+GROUP BY o.topic, n.kafka_time;
+
+-- A domain is as far as the topic of it that is least far. A topic that never had a message does not hold it.
+CREATE OR REPLACE VIEW domain_watermark AS
+SELECT d.domain,
+       min(w.watermark) AS watermark,
+       min(w.watermark) - make_interval(secs => max(s.value::double precision)) AS final_until
+FROM domain_topic d
+JOIN topic_watermark w USING (topic)
+JOIN pipeline_setting s ON s.name = 'allowed_lateness_s'
+GROUP BY d.domain;
+
+-- state: provisional until the watermark passes bucket_end plus the allowed lateness, final after that, and
+-- 'revised n' when its values changed n times since it was final.
+CREATE OR REPLACE VIEW analytics_agg AS
+SELECT a.bucket_start,
+       a.bucket_start + make_interval(secs => a.window_s) AS bucket_end,
+       a.window_s,
+       s.domain, s.tenant_id, s.factory_id, s.machine_id, s.station_id, s.sensor_id, s.metric, s.unit,
+       a.avg_val, a.min_val, a.max_val, a.count_n,
+       CASE WHEN a.count_n > 1 THEN sqrt(a.m2 / (a.count_n - 1)) END AS std_val,
+       a.p50, a.p95, a.p99, a.first_val, a.last_val, a.coverage, a.revision,
+       CASE
+           WHEN a.revision > 0 THEN 'revised ' || a.revision
+           WHEN w.final_until >= a.bucket_start + make_interval(secs => a.window_s) THEN 'final'
+           ELSE 'provisional'
+       END AS state,
+       a.first_time, a.last_time, a.updated_at
+FROM window_aggregates a
+JOIN measurement_series s USING (series_id)
+LEFT JOIN domain_watermark w ON w.domain = s.domain;
+
+CREATE OR REPLACE VIEW analytics_anomaly AS
+SELECT x.anomaly_id,
+       x.bucket_start,
+       x.bucket_start + make_interval(secs => x.window_s) AS bucket_end,
+       x.window_s,
+       s.domain, s.tenant_id, s.factory_id, s.machine_id, s.station_id, s.sensor_id, s.metric, s.unit,
+       x.detector, x.severity, x.value, x.score, x.detail
+FROM anomalies x JOIN measurement_series s USING (series_id);
+
+CREATE OR REPLACE VIEW analytics_kpi AS
+SELECT k.bucket_start,
+       k.bucket_start + make_interval(secs => k.window_s) AS bucket_end,
+       k.window_s,
+       k.domain, k.tenant_id, k.factory_id, k.machine_id,
+       k.kpi, k.value, k.numerator, k.denominator, k.unit, k.reason
+FROM kpis k;
+
+CREATE OR REPLACE VIEW analytics_event AS
+SELECT e.event_time AS "time",
+       e.domain, e.event_id, e.tenant_id, e.factory_id, e.machine_id,
+       e.entity_type, e.entity_id, e.event_type, e.user_id, e.value, e.properties
+FROM events e;
+
+CREATE OR REPLACE VIEW analytics_event_rollup AS
+SELECT r.bucket_start,
+       r.bucket_start + make_interval(secs => r.window_s) AS bucket_end,
+       r.window_s,
+       r.domain, r.tenant_id, r.factory_id, r.machine_id, r.entity_type, r.entity_id, r.event_type,
+       r.count_n, r.sum_val, r.sum_val / nullif(r.value_n, 0) AS avg_val, r.distinct_users, r.revision,
+       CASE
+           WHEN r.revision > 0 THEN 'revised ' || r.revision
+           WHEN w.final_until >= r.bucket_start + make_interval(secs => r.window_s) THEN 'final'
+           ELSE 'provisional'
+       END AS state
+FROM event_rollups r LEFT JOIN domain_watermark w USING (domain);
+
+-- Where each partition stands, under the name that the services before this one used.
+CREATE OR REPLACE VIEW worker_checkpoints AS
+SELECT s.value AS consumer_group,
+       o.topic, o.partition, o.epoch, o.next_offset,
+       greatest(o.high_offset - o.next_offset, 0) AS lag,
+       o.watermark_time, o.updated_at
+FROM kafka_offset o JOIN pipeline_setting s ON s.name = 'consumer_group';
+
+-- Dead letters by what went wrong. Their payloads are not public.
+CREATE OR REPLACE VIEW pipeline_dead_letters AS
+SELECT hour, domain, stage, topic, reason, count(*) AS letters,
+       min(arrived_at) AS first_arrived_at, max(arrived_at) AS last_arrived_at
+FROM dead_letters
+GROUP BY hour, domain, stage, topic, reason;
+
+-- What each partition holds, and what is still to be done to it. quarantined: its content was refused as a
+-- whole and waits for better input or for 'analytics-pipeline gates release'.
+CREATE OR REPLACE VIEW partition_status AS
+WITH pending AS (
+    SELECT asset, hour, domain, count(*) AS marks, min(created_at) AS oldest_mark_at,
+           max(mark_id) AS newest_mark_id
+    FROM pending_mark GROUP BY asset, hour, domain
+)
+SELECT asset, hour, domain,
+       CASE
+           WHEN p.status = 'quarantined' THEN 'quarantined'
+           WHEN c.last_error IS NOT NULL AND m.marks > 0 THEN 'failed'
+           WHEN m.marks > 0 THEN 'pending'
+           ELSE 'done'
+       END AS state,
+       coalesce(m.marks, 0) AS pending_marks,
+       m.oldest_mark_at,
+       p.rows, p.rows_seen, p.rows_failed, p.status AS gate, c.attempt, c.last_error, p.updated_at
+FROM partition_state p
+FULL JOIN pending m USING (asset, hour, domain)
+LEFT JOIN hour_claim c USING (hour);
