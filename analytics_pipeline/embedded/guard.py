@@ -2,7 +2,8 @@
 
 Runs as its own small process with the standard library alone. Its standard input is a pipe that only the
 supervisor writes: a line ``+ pid signal grace_s tier`` for a process started, ``- pid`` for one that ended.
-When the pipe closes, whoever is still listed is asked to stop, highest tier first, then killed with its group.
+When the pipe closes, whoever is still listed is asked to stop, highest tier first, then killed with its
+group.
 """
 
 import contextlib

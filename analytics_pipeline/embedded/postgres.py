@@ -13,10 +13,13 @@ import secrets
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg2
+from psycopg2 import sql
 
 from analytics_pipeline.embedded.ports import LOOPBACK
 from analytics_pipeline.embedded.processes import TIER_SERVER, Managed, Supervisor
@@ -91,6 +94,26 @@ class PostgresServer:
         )
         self._supervisor.wait_ready(self._child, self._answers, READY_TIMEOUT_S)
 
+    def ensure_role(self, name: str, password: str, *, create_databases: bool = False) -> None:
+        """A login role that is no superuser. It may create roles, as migrations do, and read statistics."""
+        flags = "LOGIN NOSUPERUSER CREATEROLE" + (" CREATEDB" if create_databases else "")
+        role = sql.Identifier(name)
+        with self._session() as cursor:
+            cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name])
+            verb = sql.SQL("ALTER" if cursor.fetchone() else "CREATE")
+            cursor.execute(
+                sql.SQL("{} ROLE {} {} PASSWORD {}").format(verb, role, sql.SQL(flags), sql.Literal(password))
+            )
+            cursor.execute(sql.SQL("GRANT pg_monitor TO {} WITH ADMIN OPTION").format(role))
+
+    def ensure_database(self, name: str, owner: str) -> None:
+        """A database that belongs to the role."""
+        with self._session() as cursor:
+            cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name])
+            if cursor.fetchone() is None:
+                statement = sql.SQL("CREATE DATABASE {} OWNER {}")
+                cursor.execute(statement.format(sql.Identifier(name), sql.Identifier(owner)))
+
     def stop(self) -> None:
         """Stop in good order."""
         if self._child is not None:
@@ -116,20 +139,30 @@ class PostgresServer:
     def _password_file(self) -> Path:
         return self._home / "superuser.password"
 
+    @contextmanager
+    def _session(self) -> Iterator[Any]:
+        """A cursor of the superuser, each statement its own transaction."""
+        connection = psycopg2.connect(
+            host=self.host,
+            port=self.port,
+            user=self.user,
+            password=self.password,
+            dbname="postgres",
+            connect_timeout=2,
+        )
+        try:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                yield cursor
+        finally:
+            connection.close()
+
     def _answers(self) -> bool:
         try:
-            connection = psycopg2.connect(
-                host=self.host,
-                port=self.port,
-                user=self.user,
-                password=self.password,
-                dbname="postgres",
-                connect_timeout=2,
-            )
+            with self._session():
+                return True
         except psycopg2.OperationalError:
             return False
-        connection.close()
-        return True
 
     def _create_cluster(self) -> None:
         """initdb beside the final place, then rename: a half-made cluster is never taken for one."""
