@@ -95,7 +95,7 @@ create_cluster() {
     (umask 077 && head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \n' >"$PASSWORD_FILE")
     pg initdb -D "$DATA_DIR" --encoding=UTF8 --locale=C.UTF-8 --username="$ADMIN" \
         --auth-local=peer --auth-host=scram-sha-256 >/dev/null
-    # Durable as by default: the benchmarks compare this server with the embedded one.
+    # As analytics_pipeline/embedded/postgres.py has it, fully durable: the benchmarks compare the two.
     as_root tee -a "$TREE$DATA_DIR/postgresql.conf" >/dev/null <<CONFIG
 listen_addresses = '127.0.0.1'
 unix_socket_directories = '/tmp'
@@ -104,8 +104,15 @@ timescaledb.license = 'apache'
 # A chroot has no /dev/shm of its own.
 dynamic_shared_memory_type = sysv
 shared_buffers = 512MB
+effective_cache_size = 2GB
+work_mem = 32MB
+maintenance_work_mem = 256MB
 max_wal_size = 4GB
+min_wal_size = 256MB
+checkpoint_timeout = 15min
 max_connections = 200
+random_page_cost = 1.1
+jit = off
 max_worker_processes = 24
 timescaledb.max_background_workers = 16
 timezone = 'UTC'
@@ -118,7 +125,7 @@ create_role() {
 DO \$\$ BEGIN
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '$ROLE') THEN
         CREATE ROLE $ROLE LOGIN CREATEDB CREATEROLE PASSWORD '$(cat "$PASSWORD_FILE")';
-        GRANT pg_monitor TO $ROLE WITH ADMIN OPTION;
+        GRANT pg_monitor, pg_checkpoint TO $ROLE;
     END IF;
 END \$\$;
 SQL
