@@ -1,0 +1,43 @@
+"""``analytics-pipeline …``: the command line. Each file beside this one holds commands and ``register(app)``.
+
+No logic of the pipeline lives here: commands call flow and storage, and say what came of it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+
+import typer
+
+from analytics_pipeline.errors import PipelineError
+
+HELP = "From Kafka messages to trustworthy, recomputable numbers in TimescaleDB."
+
+
+def build_app() -> typer.Typer:
+    """The application with the commands of every module of this package.
+
+    A module gives its commands through ``register(app)``; it imports what is heavy inside its commands.
+    """
+    app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+    @app.callback()
+    def _root() -> None:
+        """Keeps sub-commands even while there is only one."""
+
+    for module in sorted(pkgutil.iter_modules(__path__), key=lambda found: found.name):
+        register = getattr(importlib.import_module(f"{__name__}.{module.name}"), "register", None)
+        if register is not None:
+            register(app)
+    return app
+
+
+def main() -> None:
+    """Run a command. What a person can put right ends in one line and code 1, never in a stack trace."""
+    try:
+        build_app()()
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
