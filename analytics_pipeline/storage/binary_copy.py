@@ -8,6 +8,7 @@ so that a whole table is one structured array. No SQL beyond COPY, and no tables
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,10 +23,10 @@ PgType = Literal["int4", "int8", "float8", "timestamptz"]
 Columns = Mapping[str, npt.NDArray[Any]]
 
 _DTYPE: dict[PgType, str] = {"int4": ">i4", "int8": ">i8", "float8": ">f8", "timestamptz": ">i8"}
-_SIGNATURE = b"PGCOPY\n\xff\r\n\x00" + bytes(8)  # no flags, no header extension
-_TRAILER = b"\xff\xff"
+SIGNATURE = b"PGCOPY\n\xff\r\n\x00" + bytes(8)  # no flags, no header extension
+TRAILER = b"\xff\xff"
 #: PostgreSQL counts microseconds from 2000-01-01, this project from 1970-01-01.
-_POSTGRES_EPOCH_US = 946_684_800_000_000
+POSTGRES_EPOCH_US = 946_684_800_000_000
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,9 @@ class FixedTable:
         table["fields"] = len(self.columns)
         for name, pg_type in self.columns:
             table[f"length of {name}"] = np.dtype(_DTYPE[pg_type]).itemsize
-            shift = _POSTGRES_EPOCH_US if pg_type == "timestamptz" else 0
+            shift = POSTGRES_EPOCH_US if pg_type == "timestamptz" else 0
             table[name] = columns[name] - shift if shift else columns[name]
-        return b"".join((_SIGNATURE, table.tobytes(), _TRAILER))
+        return b"".join((SIGNATURE, table.tobytes(), TRAILER))
 
     def decode(self, stream: bytes | memoryview) -> dict[str, npt.NDArray[Any]]:
         """The columns of a COPY stream, in native byte order.
@@ -65,18 +66,35 @@ class FixedTable:
         Raises:
             ValueError: the stream is not a whole number of rows: a column was NULL or has another type.
         """
-        body = memoryview(stream)[len(_SIGNATURE) : -len(_TRAILER)]
+        body = memoryview(stream)[len(SIGNATURE) : -len(TRAILER)]
         if len(body) % self.dtype.itemsize:
             raise ValueError(
                 f"COPY of {', '.join(self.names)}: {len(body)} bytes are no whole number of "
                 f"{self.dtype.itemsize}-byte rows; a column holds NULL or has another type than declared"
             )
-        table = np.frombuffer(body, dtype=self.dtype)
+        return self._native(np.frombuffer(body, dtype=self.dtype))
+
+    def _native(self, table: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
         columns: dict[str, npt.NDArray[Any]] = {}
         for name, pg_type in self.columns:
             native = table[name].astype(np.dtype(_DTYPE[pg_type]).newbyteorder("="))
-            columns[name] = native + _POSTGRES_EPOCH_US if pg_type == "timestamptz" else native
+            columns[name] = native + POSTGRES_EPOCH_US if pg_type == "timestamptz" else native
         return columns
+
+    def decode_with_payload(self, stream: memoryview) -> tuple[dict[str, npt.NDArray[Any]], list[bytes]]:
+        """Like :meth:`decode`, where each row carries one further column of any length, the last."""
+        fixed, read_length = self.dtype.itemsize, struct.Struct(">i").unpack_from
+        at, end = len(SIGNATURE), len(stream) - len(TRAILER)
+        starts: list[int] = []
+        payloads: list[bytes] = []
+        while at < end:
+            starts.append(at)
+            begin = at + fixed + 4
+            at = begin + read_length(stream, begin - 4)[0]
+            payloads.append(bytes(stream[begin:at]))
+        rows = np.asarray(starts, np.int64)[:, None] + np.arange(fixed)
+        cells = np.frombuffer(stream, np.uint8)[rows]
+        return self._native(np.ascontiguousarray(cells).view(self.dtype).reshape(-1)), payloads
 
 
 def copy_in(connection: Connection, target: str, table: FixedTable, columns: Columns) -> int:
@@ -93,8 +111,19 @@ def copy_out(
     connection: Connection, query: str, parameters: Sequence[Any], table: FixedTable
 ) -> dict[str, npt.NDArray[Any]]:
     """The result of a query, whose columns are those of ``table`` in order, as numpy columns."""
+    return table.decode(_stream(connection, query, parameters))
+
+
+def copy_out_with_payload(
+    connection: Connection, query: str, parameters: Sequence[Any], table: FixedTable
+) -> tuple[dict[str, npt.NDArray[Any]], list[bytes]]:
+    """As :func:`copy_out`, for a query with one further column, the last, of any length and never NULL."""
+    return table.decode_with_payload(_stream(connection, query, parameters))
+
+
+def _stream(connection: Connection, query: str, parameters: Sequence[Any]) -> memoryview:
     buffer = io.BytesIO()
     with connection.cursor() as cursor:
         statement = cursor.mogrify(query, parameters).decode()
         cursor.copy_expert(f"COPY ({statement}) TO STDOUT (FORMAT binary)", buffer)
-    return table.decode(buffer.getbuffer())
+    return buffer.getbuffer()

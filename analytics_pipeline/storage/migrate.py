@@ -129,9 +129,7 @@ def outdated(conn: Connection, files: Sequence[SqlFile] | None = None) -> list[s
     return [file.name for file in _outdated(files, known, server)]
 
 
-def _outdated(
-    files: Sequence[SqlFile], known: Mapping[str, tuple[str, str]], server: str
-) -> Sequence[SqlFile]:
+def _outdated(files: Sequence[SqlFile], known: Mapping[str, tuple[str, str]], server: str) -> Sequence[SqlFile]:
     for position, file in enumerate(files):
         if known.get(file.name) != (file.sha256, server):
             return files[position:]
@@ -188,9 +186,7 @@ def _ensure_schema(conn: Connection, schema: str) -> None:
 
 def _lock(conn: Connection, schema: str) -> None:
     with conn.cursor() as cursor:
-        cursor.execute(
-            "SELECT pg_advisory_lock(hashtext('analytics_pipeline.migrate'), hashtext(%s))", (schema,)
-        )
+        cursor.execute("SELECT pg_advisory_lock(hashtext('analytics_pipeline.migrate'), hashtext(%s))", (schema,))
 
 
 def _try_timescaledb(settings: Settings, conn: Connection) -> str | None:
@@ -229,9 +225,7 @@ def _capabilities(cursor: Any) -> str:
     return str(cursor.fetchone()[0])
 
 
-def _apply_outdated(
-    conn: Connection, files: Sequence[SqlFile], on_notice: Callable[[str], None]
-) -> list[str]:
+def _apply_outdated(conn: Connection, files: Sequence[SqlFile], on_notice: Callable[[str], None]) -> list[str]:
     with conn.cursor() as cursor:
         _execute(cursor, "the bookkeeping table schema_migration", _BOOKKEEPING)
         server = _capabilities(cursor)

@@ -1,0 +1,224 @@
+"""The drain: from Kafka to raw events, dead letters, batch record, marks and offsets, in one transaction a batch.
+
+Reading and judging one batch overlaps with writing the one before. A crash anywhere leaves either the whole
+batch or nothing of it; a second drain at the same time loses the compare-and-set and rolls back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime, timedelta
+
+import structlog
+from sqlalchemy import Engine
+
+from analytics_pipeline.domains import Registry
+from analytics_pipeline.flow.judge import Judge, JudgedSlice
+from analytics_pipeline.flow.logs import LogKeeper
+from analytics_pipeline.records import BatchHour, DrainOutcome, OffsetRange, to_us
+from analytics_pipeline.settings import Settings
+from analytics_pipeline.sources.kafka import LogReader, OffsetOutOfRangeError
+from analytics_pipeline.stages.raw import GateBounds, MessageSlice
+from analytics_pipeline.storage import batches, dead_letters, ledger, offsets, raw_events
+from analytics_pipeline.storage.engine import Connection, connection
+from analytics_pipeline.storage.offsets import StoredOffset
+
+log = structlog.get_logger(__name__)
+
+#: Batches commit one after another, so that their ids are in the order of commit and a cursor misses none.
+_COMMIT_LOCK = 0x6472_6169_6E
+OffsetsByPartition = dict[tuple[str, int], StoredOffset]
+
+
+class Drain:
+    """Drains topics into the database. One per process: it keeps the Kafka assignment between ticks."""
+
+    def __init__(self, settings: Settings, engine: Engine, domains: Registry) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._domains = domains
+        self._reader = LogReader(settings)
+        self._logs = LogKeeper(settings, engine, self._reader)
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="drain-writer")
+
+    def tick(self, now: datetime) -> DrainOutcome:
+        """Drain to the end of the logs, or to the bounds of one tick.
+
+        Args:
+            now: arrival time of what is drained; plausibility is judged against it.
+
+        Raises:
+            BrokerUnreachableError: nothing was moved; the next tick goes on.
+            OffsetConflictError: another drain was first; nothing was written twice.
+        """
+        started = time.monotonic()
+        try:
+            stored = self._logs.prepare(self._domains.topics)
+            total = self._drain(now, stored, started + self._settings.drain_max_seconds)
+        except OffsetOutOfRangeError as error:
+            self._logs.resolve(error)
+            self._reader.forget()
+            return DrainOutcome(0, 0, 0, 0, 0, str(error), time.monotonic() - started)
+        except BaseException:
+            self._reader.forget()
+            raise
+        lag = 0 if self._reader.at_end else self._reader.lag()
+        reason = None if total[1] else "no new messages"
+        return DrainOutcome(*total, lag, reason, time.monotonic() - started)
+
+    def close(self) -> None:
+        """Let go of Kafka."""
+        self._writer.shutdown(wait=True)
+        self._reader.close()
+
+    def _drain(self, now: datetime, stored: OffsetsByPartition, deadline: float) -> tuple[int, int, int, int]:
+        counts = [0, 0, 0, 0]
+        judge = self._judge(now)
+        writing: Future[None] | None = None
+        while True:
+            began = time.monotonic()
+            slices = self._reader.read(
+                self._settings.drain_batch_messages, self._settings.drain_batch_bytes, deadline
+            )
+            judged = [self._judge_slice(judge, part, stored) for part in slices]
+            if writing is not None:
+                writing.result()
+                writing = None
+            if judged:
+                for column, value in enumerate(_counts(judged)):
+                    counts[column] += value
+                writing = self._writer.submit(self._write, now, judged, began)
+            if self._reader.at_end or not judged or time.monotonic() >= deadline:
+                break
+        if writing is not None:
+            writing.result()
+        if counts[1]:
+            self._reader.commit()
+        return counts[0], counts[1], counts[2], counts[3]
+
+    # ------------------------------------------------------------------ judging
+
+    def _judge(self, now: datetime) -> Judge:
+        start_us = to_us(self._settings.partitions_start)
+        floor_us = start_us
+        if self._settings.retention_days:
+            floor_us = to_us(now - timedelta(days=self._settings.retention_days))
+        bounds = GateBounds(start_us, floor_us, self._settings.future_tolerance_s)
+        return Judge(to_us(now), bounds, self._settings.max_message_bytes, self._settings.allowed_lateness_s)
+
+    def _judge_slice(self, judge: Judge, part: MessageSlice, stored: OffsetsByPartition) -> JudgedSlice:
+        domain = self._domains.by_topic.get(part.topic)
+        return judge.judge(part, domain, self._topic_watermark_us(part.topic, stored))
+
+    def _topic_watermark_us(self, topic: str, stored: OffsetsByPartition) -> int | None:
+        """The least watermark over the topic's partitions that are not idle, as of the start of the tick."""
+        known = [
+            (to_us(row.last_kafka_time), to_us(row.watermark_time))
+            for row in stored.values()
+            if row.topic == topic and row.watermark_time and row.last_kafka_time
+        ]
+        if not known:
+            return None
+        active_since = max(kafka for kafka, _ in known) - self._settings.idle_partition_s * 1_000_000
+        return min(watermark for kafka, watermark in known if kafka >= active_since)
+
+    # ------------------------------------------------------------------ writing
+
+    def _write(self, now: datetime, judged: Sequence[JudgedSlice], began: float) -> None:
+        with connection(self._engine) as conn:
+            self._write_rows(conn, now, judged, began)
+            self._commit(conn)
+
+    def _commit(self, conn: Connection) -> None:
+        conn.commit()
+
+    def _write_rows(self, conn: Connection, now: datetime, judged: Sequence[JudgedSlice], began: float) -> None:
+        with conn.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_xact_lock(%s)", (_COMMIT_LOCK,))
+        offsets.move(conn, [_move(part) for part in judged])
+        hours = _merge_hours(judged)
+        record = batches.BatchRecord(
+            now,
+            time.monotonic() - began,
+            [(_range(part), len(part.messages)) for part in judged],
+            hours,
+        )
+        batch_id = batches.open_batch(conn, record)
+        offsets.record_gaps(
+            conn,
+            [
+                offsets.Gap(m.topic, m.epoch, m.partition, start, end, "no message: compacted or transaction")
+                for m in (part.messages for part in judged)
+                for start, end in m.gaps
+            ],
+        )
+        accepted = [part.accepted for part in judged if len(part.accepted)]
+        written = raw_events.copy_raw(conn, accepted, to_us(now), batch_id) if accepted else 0
+        letters = [letter for part in judged for letter in part.letters]
+        dead_letters.write(conn, letters, batch_id)
+        _assert_nothing_vanished(judged, written, len(letters))
+        ledger.add_raw_counts(conn, [(h.hour, h.domain, h.raw_rows, h.dead_letters) for h in hours])
+        ledger.add_marks(
+            conn,
+            [
+                ledger.Mark("normalized_measurements", h.hour, h.domain, (batch_id,), "batch")
+                for h in hours
+                if h.raw_rows
+            ],
+        )
+
+
+def _range(part: JudgedSlice) -> OffsetRange:
+    m = part.messages
+    return OffsetRange(m.topic, m.epoch, m.partition, m.from_offset, m.next_offset)
+
+
+def _move(part: JudgedSlice) -> offsets.OffsetMove:
+    return offsets.OffsetMove(_range(part), part.watermark_us, part.last_kafka_us)
+
+
+def _counts(judged: Sequence[JudgedSlice]) -> tuple[int, int, int, int]:
+    return (
+        1,
+        sum(len(part.messages) for part in judged),
+        sum(len(part.accepted) for part in judged),
+        sum(len(part.letters) for part in judged),
+    )
+
+
+def _merge_hours(judged: Sequence[JudgedSlice]) -> list[BatchHour]:
+    """One entry per (hour, domain) of a batch, over all of its slices."""
+    merged: dict[tuple[int, str], BatchHour] = {}
+    for part in judged:
+        for start, share in part.hours().items():
+            key = (start, part.domain)
+            known = merged.get(key)
+            merged[key] = share if known is None else _add(known, share)
+    return [merged[key] for key in sorted(merged)]
+
+
+def _add(one: BatchHour, other: BatchHour) -> BatchHour:
+    reasons = {
+        reason: one.reasons.get(reason, 0) + other.reasons.get(reason, 0)
+        for reason in one.reasons.keys() | other.reasons.keys()
+    }
+    return BatchHour(
+        one.hour,
+        one.domain,
+        one.raw_rows + other.raw_rows,
+        one.dead_letters + other.dead_letters,
+        one.late_rows + other.late_rows,
+        reasons,
+        (one.samples + other.samples)[: max(len(one.samples), len(other.samples))],
+    )
+
+
+def _assert_nothing_vanished(judged: Sequence[JudgedSlice], written: int, letters: int) -> None:
+    messages = sum(len(part.messages) for part in judged)
+    if written + letters != messages:
+        raise AssertionError(
+            f"batch of {messages} messages would become {written} raw rows and {letters} dead letters; "
+            "rolled back, please report this as a bug"
+        )

@@ -1,0 +1,160 @@
+"""A slice of messages, judged: what is accepted, and a dead letter for each that is not. Pure but for the gate."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from analytics_pipeline.domains.base import Domain
+from analytics_pipeline.quality.gates import run_gate
+from analytics_pipeline.quality.suites import raw_suite
+from analytics_pipeline.records import HOUR_US, RAW_EVENTS, BatchHour, DeadLetter, from_us
+from analytics_pipeline.stages.raw import (
+    DecodedSlice,
+    GateBounds,
+    MessageSlice,
+    Refusal,
+    count_reasons,
+    decode_slice,
+    gate_frame,
+)
+from analytics_pipeline.storage.raw_events import RawRows
+
+UNKNOWN_DOMAIN = "unknown"
+#: Positions shown per (batch, hour, domain), so that a person can look one up.
+SAMPLE_POSITIONS = 5
+
+
+@dataclass(frozen=True)
+class JudgedSlice:
+    """What becomes of a slice. ``late``: of the accepted rows, those behind the allowed lateness."""
+
+    messages: MessageSlice
+    domain: str
+    accepted: RawRows
+    letters: list[DeadLetter]
+    late: npt.NDArray[np.bool_]
+    watermark_us: int | None
+    last_kafka_us: int | None
+
+    def hours(self) -> dict[int, BatchHour]:
+        """This slice's share of each hour, by the hour's start in microseconds."""
+        hour_us = self.accepted.event_time_us // HOUR_US * HOUR_US
+        starts, counts = np.unique(hour_us, return_counts=True)
+        raw = dict(zip(starts.tolist(), counts.tolist(), strict=True))
+        late = Counter(hour_us[self.late].tolist())
+        letters: dict[int, list[DeadLetter]] = {}
+        for letter in self.letters:
+            letters.setdefault(letter.hour_us, []).append(letter)
+        return {
+            start: BatchHour(
+                hour=from_us(start),
+                domain=self.domain,
+                raw_rows=raw.get(start, 0),
+                dead_letters=len(dead := letters.get(start, [])),
+                late_rows=late.get(start, 0),
+                reasons=count_reasons([Refusal(one.reason, one.error) for one in dead]),
+                samples=[
+                    f"{one.topic}[{one.partition}]@{one.offset} {one.reason}" for one in dead[:SAMPLE_POSITIONS]
+                ],
+            )
+            for start in sorted(raw.keys() | letters.keys())
+        }
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Judges slices as of one arrival time; the same slice at the same arrival is judged alike."""
+
+    arrived_at_us: int
+    bounds: GateBounds
+    max_message_bytes: int
+    allowed_lateness_s: int
+
+    def judge(self, messages: MessageSlice, domain: Domain | None, topic_watermark_us: int | None) -> JudgedSlice:
+        """``topic_watermark_us``: the topic's watermark before this batch, for counting late rows."""
+        decoded = decode_slice(messages, domain, self.max_message_bytes)
+        name = domain.name if domain else UNKNOWN_DOMAIN
+        refusals = decoded.refusals | self._refused_by_gate(decoded, len(messages), domain)
+        keep = np.ones(len(messages), np.bool_)
+        keep[list(refusals)] = False
+        kept = np.flatnonzero(keep)
+        accepted = _rows(messages, decoded, kept if refusals else None)
+        kafka_us = accepted.kafka_time_us
+        late_before_us = (topic_watermark_us or 0) - self.allowed_lateness_s * 1_000_000
+        return JudgedSlice(
+            messages,
+            name,
+            accepted,
+            [self._letter(messages, decoded, name, row, refusals[row]) for row in sorted(refusals)],
+            accepted.event_time_us < late_before_us,
+            int(np.minimum(accepted.event_time_us, kafka_us).max()) if len(kept) else None,
+            max(messages.kafka_times_ms) * 1000 if len(messages) else None,
+        )
+
+    def _refused_by_gate(self, decoded: DecodedSlice, rows: int, domain: Domain | None) -> dict[int, Refusal]:
+        readable = np.ones(rows, np.bool_)
+        readable[list(decoded.refusals)] = False
+        index = np.flatnonzero(readable)
+        if domain is None or not len(index):
+            return {}
+        frame = gate_frame(decoded, index, self.arrived_at_us, self.bounds)
+        result = run_gate(raw_suite(domain.name, self.bounds.future_tolerance_s), frame)
+        return {
+            int(index[row]): Refusal(reason, _gate_error(reason, frame.row(row, named=True)))
+            for row, reason in result.reasons.items()
+        }
+
+    def _letter(
+        self, messages: MessageSlice, decoded: DecodedSlice, domain: str, row: int, refusal: Refusal
+    ) -> DeadLetter:
+        plausible = refusal.reason == "after_retention"
+        return DeadLetter(
+            topic=messages.topic,
+            epoch=messages.epoch,
+            partition=messages.partition,
+            offset=messages.offsets[row],
+            ordinal=0,
+            stage=RAW_EVENTS,
+            domain=domain,
+            reason=refusal.reason,
+            error=refusal.error,
+            payload=messages.values[row],
+            key=messages.keys[row],
+            headers=messages.headers[row],
+            kafka_time_us=messages.kafka_times_ms[row] * 1000,
+            event_time_us=int(decoded.event_time_us[row]) if plausible else None,
+            arrived_at_us=self.arrived_at_us,
+        )
+
+
+def _gate_error(reason: str, row: dict[str, Any]) -> str:
+    figures = ", ".join(f"{name} {value:g}" for name, value in row.items())
+    return f"{reason} ({figures})"
+
+
+def _rows(messages: MessageSlice, decoded: DecodedSlice, kept: npt.NDArray[np.int64] | None) -> RawRows:
+    """The accepted rows; ``kept`` None keeps all of them, as nearly always, without picking one by one."""
+    offsets = np.asarray(messages.offsets, np.int64)
+    kafka_us = np.asarray(messages.kafka_times_ms, np.int64) * 1000
+    keys, headers, values = messages.keys, messages.headers, messages.values
+    event_us = decoded.event_time_us
+    if kept is not None:
+        offsets, kafka_us, event_us = offsets[kept], kafka_us[kept], event_us[kept]
+        rows = kept.tolist()
+        keys, headers, values = ([column[row] for row in rows] for column in (keys, headers, values))  # type: ignore[attr-defined]
+    return RawRows(
+        messages.topic,
+        messages.epoch,
+        messages.partition,
+        offsets,
+        keys,
+        headers,
+        kafka_us,
+        event_us,
+        values,  # type: ignore[arg-type]
+    )

@@ -1,0 +1,1 @@
+"""Where messages come from: Kafka. No SQL, Dagster or judgement of payloads."""

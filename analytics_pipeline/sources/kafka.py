@@ -1,0 +1,272 @@
+"""Reading Kafka logs from exactly where the database says: assigned, never subscribed; fetched to their end.
+
+The end of a log is where librdkafka reports ``PARTITION_EOF``, not what ListOffsets answers: a broker may
+answer that late. The assignment is kept between reads, so that librdkafka fetches ahead meanwhile.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from analytics_pipeline.errors import PipelineError
+from analytics_pipeline.settings import Settings
+from analytics_pipeline.stages.raw import MessageSlice
+
+TopicPartitionKey = tuple[str, int]
+
+#: One call to librdkafka: enough messages to be quick, and so short a wait that memory stays bounded.
+CHUNK_MESSAGES = 10_000
+CHUNK_WAIT_S = 0.1
+#: Without a message, an end of log or an error for this long, the broker counts as out of reach.
+SILENCE_S = 3.0
+METADATA_TIMEOUT_S = 5.0
+#: Bounds what librdkafka holds ahead of us.
+QUEUED_KIB = 64 * 1024
+
+
+class BrokerUnreachableError(PipelineError):
+    """No broker answers. Nothing is lost: the offsets stay where they are."""
+
+
+class OffsetOutOfRangeError(PipelineError):
+    """The log no longer holds, or does not yet hold, the offset that the database wants to read next."""
+
+    def __init__(self, topic: str, partition: int, offset: int) -> None:
+        super().__init__(f"{topic}[{partition}]: offset {offset} is not in the log")
+        self.topic, self.partition, self.offset = topic, partition, offset
+
+
+@dataclass(frozen=True, slots=True)
+class TopicInfo:
+    """A topic as the broker describes it. ``topic_id`` tells a recreated topic from the one before."""
+
+    topic: str
+    topic_id: str | None
+    partitions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where to read a partition from, and in which epoch of its log."""
+
+    epoch: int
+    next_offset: int
+
+
+class LogReader:
+    """Reads the logs of some topics. Not thread-safe; one per process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._consumer: Consumer | None = None
+        self._admin: AdminClient | None = None
+        self._positions: dict[TopicPartitionKey, Position] = {}
+        self._at_end: set[TopicPartitionKey] = set()
+
+    # ------------------------------------------------------------------ what there is
+
+    def describe(self, topics: Sequence[str]) -> dict[str, TopicInfo]:
+        """The topics that exist, by name.
+
+        Raises:
+            BrokerUnreachableError: names the brokers and the remedy.
+        """
+        found: dict[str, TopicInfo] = {}
+        for topic, future in self._describe(topics).items():
+            try:
+                described = future.result(timeout=METADATA_TIMEOUT_S)
+            except KafkaException as error:
+                if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    continue
+                raise self._unreachable(str(error)) from error
+            except TimeoutError as error:
+                raise self._unreachable("no answer") from error
+            partitions = tuple(sorted(partition.id for partition in described.partitions))
+            found[topic] = TopicInfo(topic, str(described.topic_id or "") or None, partitions)
+        return found
+
+    def _describe(self, topics: Sequence[str]):  # type: ignore[no-untyped-def]
+        if self._admin is None:
+            self._admin = AdminClient(self._settings.kafka_config() | {"log_level": 0})
+        return self._admin.describe_topics(TopicCollection(list(topics)), request_timeout=METADATA_TIMEOUT_S)
+
+    def bounds(self, topic: str, partition: int) -> tuple[int, int]:
+        """First offset held and the end, as the broker answers; the end may fall short, the start does not."""
+        try:
+            low, high = self._client().get_watermark_offsets(
+                TopicPartition(topic, partition), timeout=METADATA_TIMEOUT_S
+            )
+        except KafkaException as error:
+            raise self._unreachable(str(error)) from error
+        return int(low), int(high)
+
+    def lag(self) -> int:
+        """Messages known to wait beyond our positions, from what the last fetches told."""
+        waiting = 0
+        for key, position in self._positions.items():
+            if key in self._at_end:
+                continue
+            _, high = self._client().get_watermark_offsets(TopicPartition(*key), cached=True)
+            waiting += max(0, int(high) - position.next_offset)
+        return waiting
+
+    # ------------------------------------------------------------------ reading
+
+    def assign(self, positions: Mapping[TopicPartitionKey, Position]) -> None:
+        """Read on from these positions. Keeps what was fetched ahead where nothing changed."""
+        if dict(positions) == self._positions:
+            return
+        self._positions = dict(positions)
+        self._at_end = set()
+        self._client().assign(
+            [TopicPartition(topic, part, at.next_offset) for (topic, part), at in positions.items()]
+        )
+
+    def forget(self) -> None:
+        """The positions are not to be trusted, as after a rollback: the next ``assign`` starts afresh."""
+        self._positions = {}
+
+    @property
+    def at_end(self) -> bool:
+        """Whether every assigned log was read to its end."""
+        return len(self._at_end) == len(self._positions)
+
+    def read(self, max_messages: int, max_bytes: int, deadline: float) -> list[MessageSlice]:
+        """Messages up to the bounds, the end of all logs, or the deadline (``time.monotonic``).
+
+        Raises:
+            BrokerUnreachableError: neither messages nor ends of logs arrive.
+            OffsetOutOfRangeError: names topic, partition and offset.
+        """
+        slices: dict[TopicPartitionKey, MessageSlice] = {}
+        messages = size = 0
+        silent_since = time.monotonic()
+        while messages < max_messages and size < max_bytes:
+            chunk = self._client().consume(min(CHUNK_MESSAGES, max_messages - messages), CHUNK_WAIT_S)
+            taken, taken_bytes = self._take(chunk, slices)
+            messages, size = messages + taken, size + taken_bytes
+            now = time.monotonic()
+            if chunk:
+                silent_since = now
+            if self.at_end or now >= deadline:
+                break
+            if not chunk and now - silent_since > SILENCE_S:
+                if not messages:
+                    raise self._unreachable(f"nothing arrived for {SILENCE_S:.0f} s")
+                break
+        self._advance(slices)
+        return [part for part in slices.values() if part.next_offset > part.from_offset]
+
+    def _take(self, chunk: Iterable[Message], slices: dict[TopicPartitionKey, MessageSlice]) -> tuple[int, int]:
+        taken = size = 0
+        for message in chunk:
+            error = message.error()
+            if error is not None:
+                self._take_error(message, error, slices)
+                continue
+            key = (message.topic(), message.partition())
+            part = slices.get(key) or self._open(key, slices)
+            self._at_end.discard(key)
+            value = message.value()
+            part.offsets.append(message.offset())
+            part.kafka_times_ms.append(message.timestamp()[1])
+            part.values.append(value)
+            part.keys.append(message.key())
+            part.headers.append(message.headers())
+            taken += 1
+            size += len(value) if value is not None else 0
+        return taken, size
+
+    def _open(self, key: TopicPartitionKey, slices: dict[TopicPartitionKey, MessageSlice]) -> MessageSlice:
+        position = self._positions[key]
+        part = MessageSlice(key[0], position.epoch, key[1], position.next_offset, position.next_offset)
+        slices[key] = part
+        return part
+
+    def _take_error(
+        self, message: Message, error: KafkaError, slices: dict[TopicPartitionKey, MessageSlice]
+    ) -> None:
+        code = error.code()
+        key = (message.topic(), message.partition())
+        if code == KafkaError._PARTITION_EOF:
+            part = slices.get(key) or self._open(key, slices)
+            part.next_offset = max(part.next_offset, message.offset())
+            self._at_end.add(key)
+        elif code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+            raise OffsetOutOfRangeError(*key, self._positions[key].next_offset)
+        elif not error.retriable() and error.fatal():
+            raise self._unreachable(str(error))
+
+    def _advance(self, slices: Mapping[TopicPartitionKey, MessageSlice]) -> None:
+        """Close the slices: their ends, the holes inside them, and our own positions."""
+        for key, part in slices.items():
+            if part.offsets:
+                part.next_offset = max(part.next_offset, part.offsets[-1] + 1)
+            part.gaps = _gaps(part)
+            self._positions[key] = Position(part.epoch, part.next_offset)
+
+    # ------------------------------------------------------------------ the rest
+
+    def commit(self) -> None:
+        """Tell Kafka how far we are, for lag tools only; what counts is in the database."""
+        offsets = [TopicPartition(*key, at.next_offset) for key, at in self._positions.items()]
+        if offsets:
+            self._client().commit(offsets=offsets, asynchronous=True)
+
+    def close(self) -> None:
+        if self._consumer is not None:
+            self._consumer.close()
+            self._consumer = None
+        self.forget()
+
+    def _client(self) -> Consumer:
+        if self._consumer is None:
+            self._consumer = Consumer(
+                self._settings.kafka_config()
+                | {
+                    "group.id": self._settings.consumer_group,
+                    "enable.auto.commit": False,
+                    "enable.auto.offset.store": False,
+                    "auto.offset.reset": "error",
+                    "enable.partition.eof": True,
+                    "isolation.level": "read_committed",
+                    "fetch.wait.max.ms": 100,
+                    "fetch.error.backoff.ms": 100,
+                    "queued.max.messages.kbytes": QUEUED_KIB,
+                    "queued.min.messages": 200_000,
+                    # Checked by length when it arrives, so that one large message cannot stop its partition.
+                    "fetch.message.max.bytes": 32 * 1024 * 1024,
+                    "fetch.max.bytes": 64 * 1024 * 1024,
+                    "receive.message.max.bytes": 128 * 1024 * 1024,
+                    "log_level": 3,
+                }
+            )
+        return self._consumer
+
+    def _unreachable(self, detail: str) -> BrokerUnreachableError:
+        return BrokerUnreachableError(
+            f"Kafka at {self._settings.kafka_brokers} does not answer ({detail}); "
+            "check KAFKA_BROKERS and that the broker runs; reading goes on where it stopped"
+        )
+
+
+def _gaps(part: MessageSlice) -> list[tuple[int, int]]:
+    """Half-open ranges of offsets between ``from_offset`` and ``next_offset`` without a message."""
+    gaps: list[tuple[int, int]] = []
+    expected = part.from_offset
+    offsets = part.offsets
+    if offsets and offsets[0] == expected and offsets[-1] - expected + 1 == len(offsets):
+        expected = offsets[-1] + 1  # contiguous, as nearly always
+    else:
+        for offset in offsets:
+            if offset > expected:
+                gaps.append((expected, offset))
+            expected = offset + 1
+    if part.next_offset > expected:
+        gaps.append((expected, part.next_offset))
+    return gaps

@@ -1,0 +1,74 @@
+"""Dead letters: what a stage refused, bytes kept. Unique by (position, stage). No judgement here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from psycopg2 import Binary
+from psycopg2.extras import execute_values
+
+from analytics_pipeline.records import DeadLetter, from_us
+from analytics_pipeline.storage.engine import Connection
+from analytics_pipeline.storage.raw_events import headers_json
+
+ERROR_CHARACTERS = 1000
+
+
+def _text(value: str) -> str:
+    """PostgreSQL text takes neither NUL nor half of a surrogate pair."""
+    return value.replace("\x00", "\\u0000").encode("utf-8", "backslashreplace").decode()
+
+
+def _row(letter: DeadLetter, batch_id: int | None) -> tuple[object, ...]:
+    event_time = None
+    if letter.event_time_us is not None:
+        event_time = from_us(letter.event_time_us)
+    return (
+        letter.topic,
+        letter.epoch,
+        letter.partition,
+        letter.offset,
+        letter.ordinal,
+        letter.stage,
+        from_us(letter.hour_us),
+        letter.domain,
+        letter.reason,
+        _text(letter.error)[:ERROR_CHARACTERS],
+        None if letter.payload is None else Binary(letter.payload),
+        None if letter.key is None else Binary(letter.key),
+        headers_json(letter.headers),
+        from_us(letter.kafka_time_us),
+        event_time,
+        from_us(letter.arrived_at_us),
+        batch_id if letter.batch_id is None else letter.batch_id,
+    )
+
+
+def write(connection: Connection, letters: Sequence[DeadLetter], batch_id: int | None = None) -> None:
+    """Insert, or replace what the same stage said of the same position before.
+
+    ``batch_id`` is that of letters which do not carry one yet.
+    """
+    if not letters:
+        return
+    with connection.cursor() as cursor:
+        execute_values(
+            cursor,
+            'INSERT INTO dead_letters (topic, epoch, partition, "offset", ordinal, stage, hour, domain, reason, '
+            "error, payload, key, headers, kafka_time, event_time, arrived_at, batch_id) VALUES %s "
+            'ON CONFLICT (topic, epoch, partition, "offset", ordinal, stage) DO UPDATE SET hour = EXCLUDED.hour, '
+            "domain = EXCLUDED.domain, reason = EXCLUDED.reason, error = EXCLUDED.error, "
+            "event_time = EXCLUDED.event_time, batch_id = EXCLUDED.batch_id",
+            [_row(letter, batch_id) for letter in letters],
+            page_size=500,
+        )
+
+
+def forget(connection: Connection, stage: str, hour: datetime, domain: str) -> int:
+    """Drop a stage's letters of an hour before that stage is rebuilt; returns how many there were."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "DELETE FROM dead_letters WHERE hour = %s AND stage = %s AND domain = %s", (hour, stage, domain)
+        )
+        return int(cursor.rowcount)

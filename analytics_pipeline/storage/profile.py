@@ -1,0 +1,35 @@
+"""Rows per minute of one hour of a table, for the small plot of a full recompute. Counts only."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from analytics_pipeline.records import HOUR, AssetName
+from analytics_pipeline.storage.engine import Connection
+
+MINUTES_PER_HOUR = 60
+
+#: The column that says when, and what a row stands for. KPIs are one row an hour: nothing to plot.
+_PLOTTED: dict[AssetName, tuple[str, str]] = {
+    "raw_events": ("event_time", "TRUE"),
+    "normalized_measurements": ("event_time", "TRUE"),
+    "window_aggregates": ("bucket_start", "window_s = (SELECT min(window_s) FROM window_aggregates)"),
+    "anomalies": ("bucket_start", "TRUE"),
+}
+
+
+def rows_per_minute(conn: Connection, asset: AssetName, hour: datetime) -> list[int]:
+    """Sixty counts, or none for an asset that has nothing to plot."""
+    if asset not in _PLOTTED:
+        return []
+    time_column, condition = _PLOTTED[asset]
+    counts = [0] * MINUTES_PER_HOUR
+    with conn.cursor() as cursor:
+        cursor.execute(
+            f"SELECT extract(minute FROM {time_column})::int, count(*) FROM {asset} "
+            f"WHERE {time_column} >= %s AND {time_column} < %s AND {condition} GROUP BY 1",
+            (hour, hour + HOUR),
+        )
+        for minute, rows in cursor.fetchall():
+            counts[minute] = rows
+    return counts
