@@ -1,0 +1,160 @@
+"""KPIs of machines by the hour, from base windows, anomalies and limits. Pure: no SQL, Dagster or clock.
+
+=================  ==================================================  ==================================
+kpi                numerator                                           denominator
+=================  ==================================================  ==================================
+``messages``       measurements                                        none: the value is the count
+``coverage``       base windows in which the machine has a sample      base windows in an hour
+``anomalies``      anomalies of all its series                         none: the value is the count
+``share_in_spec``  windows of a series wholly inside their limits      windows of a series with limits
+=================  ==================================================  ==================================
+
+Numerator and denominator are stored, so that a shift's or a day's KPI sums them and never averages ratios.
+Unknown is not zero: without limits there is no share in specification, but NULL and the reason. A machine with
+no window in the hour has no row. KPIs that need states, counts or shifts will have files of their own.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from analytics_pipeline.formulas.limits import in_force
+from analytics_pipeline.records import HOUR_S, HOUR_US
+
+KPI_SCHEMA: dict[str, pl.DataType] = {
+    "bucket_start_us": pl.Int64(),
+    "window_s": pl.Int32(),
+    "domain": pl.String(),
+    "tenant_id": pl.String(),
+    "factory_id": pl.String(),
+    "machine_id": pl.String(),
+    "kpi": pl.String(),
+    "value": pl.Float64(),
+    "numerator": pl.Float64(),
+    "denominator": pl.Float64(),
+    "unit": pl.String(),
+    "reason": pl.String(),
+}
+
+NO_SPEC_LIMITS = "no_spec_limits"
+_MACHINE = ("tenant_id", "factory_id", "machine_id")
+_COUNTS = {"messages": "count_n", "anomalies": "anomalies"}
+_RATIOS = {"coverage": ("covered", "fits", None), "share_in_spec": ("inside", "limited", NO_SPEC_LIMITS)}
+
+
+def machine_kpis(
+    windows: pl.DataFrame,
+    series: pl.DataFrame,
+    anomalies: pl.DataFrame,
+    limits: pl.DataFrame,
+    *,
+    hour_us: int,
+    base_s: int,
+    domain: str,
+) -> pl.DataFrame:
+    """The KPIs of every machine that has a window in the hour.
+
+    Args:
+        windows: base windows of the hour: bucket_start_us, series_id, count_n, min_val, max_val.
+        series: series_id, tenant_id, factory_id, machine_id; more columns are welcome. Series without a
+            machine form one group of their factory.
+        anomalies: of the hour: bucket_start_us, series_id, detector.
+        limits: as `formulas.limits.in_force` takes them.
+        base_s: size of a base window, seconds; divides an hour.
+
+    Returns:
+        `KPI_SCHEMA`, sorted by machine and kpi.
+
+    Raises:
+        ValueError: windows outside the hour, or of a series that is not given.
+    """
+    if windows.is_empty():
+        return pl.DataFrame(schema=KPI_SCHEMA)
+    _check(windows, series, hour_us)
+    machine_of = series.select("series_id", *_MACHINE)
+    sums = (
+        windows.with_columns(_spec_columns(windows, limits))
+        .join(machine_of, on="series_id")
+        .group_by(_MACHINE)
+        .agg(
+            pl.col("count_n").sum(),
+            pl.col("bucket_start_us").n_unique().alias("covered"),
+            pl.col("inside").sum(),
+            pl.col("limited").sum(),
+        )
+    )
+    flagged = (
+        anomalies.select("series_id")
+        .join(machine_of, on="series_id")
+        .group_by(_MACHINE)
+        .agg(pl.len().alias("anomalies"))
+    )
+    sums = sums.join(flagged, on=_MACHINE, how="left", nulls_equal=True).with_columns(
+        pl.col("anomalies").fill_null(0), pl.lit(HOUR_S // base_s).alias("fits")
+    )
+    return (
+        pl.concat([*_counts(sums), *_ratios(sums)])
+        .with_columns(
+            pl.lit(hour_us).alias("bucket_start_us"),
+            pl.lit(HOUR_S).alias("window_s"),
+            pl.lit(domain).alias("domain"),
+            pl.lit("1").alias("unit"),
+        )
+        .select(pl.col(name).cast(kind) for name, kind in KPI_SCHEMA.items())
+        .sort(*_MACHINE, "kpi")
+    )
+
+
+def _check(windows: pl.DataFrame, series: pl.DataFrame, hour_us: int) -> None:
+    start = windows["bucket_start_us"]
+    outside = windows.filter((start < hour_us) | (start >= hour_us + HOUR_US))
+    if len(outside):
+        raise ValueError(
+            f"{len(outside)} windows outside the hour of {hour_us} us, the first at "
+            f"{outside['bucket_start_us'][0]} us: read the windows of one hour"
+        )
+    unknown = windows.join(series, on="series_id", how="anti")
+    if len(unknown):
+        raise ValueError(
+            f"{len(unknown)} windows of series that are not given, the first of series "
+            f"{unknown['series_id'][0]}: read the dimension after the windows"
+        )
+
+
+def _spec_columns(windows: pl.DataFrame, limits: pl.DataFrame) -> list[pl.Series]:
+    """Whether each window has limits, and whether it lies wholly inside them."""
+    lsl, usl = in_force(
+        windows["series_id"].to_numpy().astype(np.int64), windows["bucket_start_us"].to_numpy(), limits
+    )
+    limited = ~(np.isnan(lsl) & np.isnan(usl))
+    outside = (windows["min_val"].to_numpy() < lsl) | (windows["max_val"].to_numpy() > usl)
+    return [pl.Series("limited", limited), pl.Series("inside", limited & ~outside)]
+
+
+def _counts(sums: pl.DataFrame) -> list[pl.DataFrame]:
+    return [
+        sums.select(
+            *_MACHINE,
+            pl.lit(kpi).alias("kpi"),
+            pl.col(column).cast(pl.Float64).alias("value"),
+            pl.col(column).cast(pl.Float64).alias("numerator"),
+            pl.lit(None, pl.Float64).alias("denominator"),
+            pl.lit(None, pl.String).alias("reason"),
+        )
+        for kpi, column in _COUNTS.items()
+    ]
+
+
+def _ratios(sums: pl.DataFrame) -> list[pl.DataFrame]:
+    return [
+        sums.select(
+            *_MACHINE,
+            pl.lit(kpi).alias("kpi"),
+            pl.when(pl.col(under) > 0).then(pl.col(over) / pl.col(under)).alias("value"),
+            pl.col(over).cast(pl.Float64).alias("numerator"),
+            pl.col(under).cast(pl.Float64).alias("denominator"),
+            pl.when(pl.col(under) == 0).then(pl.lit(reason, pl.String)).alias("reason"),
+        )
+        for kpi, (over, under, reason) in _RATIOS.items()
+    ]
