@@ -1,0 +1,94 @@
+"""The gate of each asset as a Dagster check: its definition, and its verdict about one hour. Computes nothing.
+
+A verdict is one of three: passed; a warning, when rows were refused and lie in the dead letters; an error, when
+a whole (domain, hour) is quarantined, so that its table is as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dagster import (
+    AssetCheckEvaluation,
+    AssetCheckSeverity,
+    AssetCheckSpec,
+    AssetKey,
+    AssetRecordsFilter,
+    DagsterInstance,
+    HourlyPartitionsDefinition,
+)
+from dagster._core.definitions.asset_checks.asset_check_evaluation import (
+    AssetCheckEvaluationTargetMaterializationData,
+)
+
+from analytics_pipeline.orchestration.metadata import check_metadata, drained_check_metadata
+from analytics_pipeline.orchestration.partitions import key_of
+from analytics_pipeline.records import RAW_EVENTS, BatchHour, HourOutcome
+
+CHECK_NAME = "gate"
+
+
+def gate_check(asset: str, partitions: HourlyPartitionsDefinition) -> AssetCheckSpec:
+    """The check of an asset. Partitioned, or the next hour that passes would mask one that failed."""
+    return AssetCheckSpec(
+        name=CHECK_NAME,
+        asset=asset,
+        blocking=True,
+        partitions_def=partitions,
+        description=(
+            "Great Expectations over what is about to be written. A row that fails goes to the dead letters; "
+            "when a domain's limit is passed, nothing of that domain and hour is written."
+        ),
+    )
+
+
+def verdict(outcome: HourOutcome, instance: DagsterInstance | None = None) -> AssetCheckEvaluation:
+    """The verdict about one hour. With an instance, it points to the hour's latest materialization."""
+    rows_failed = sum(max(len(d.gate.reasons), d.rows_failed) for d in outcome.domains)
+    key = key_of(outcome.hour)
+    return AssetCheckEvaluation(
+        asset_key=AssetKey(outcome.asset),
+        check_name=CHECK_NAME,
+        passed=not rows_failed and not outcome.quarantined,
+        severity=AssetCheckSeverity.ERROR if outcome.quarantined else AssetCheckSeverity.WARN,
+        metadata=check_metadata(outcome),
+        description=_describe(outcome, rows_failed),
+        partition=key,
+        # Not "blocking": the step raises by itself, and knows better which hours may go on.
+        blocking=False,
+        target_materialization_data=_latest_materialization(instance, outcome.asset, key),
+    )
+
+
+def _describe(outcome: HourOutcome, rows_failed: int) -> str:
+    if outcome.quarantined:
+        return f"quarantined: {', '.join(outcome.quarantined)}; its table is as it was"
+    return f"{rows_failed} rows of this hour are in the dead letters" if rows_failed else "every row passed"
+
+
+def _latest_materialization(
+    instance: DagsterInstance | None, asset: str, key: str
+) -> AssetCheckEvaluationTargetMaterializationData | None:
+    if instance is None:
+        return None
+    found = instance.fetch_materializations(AssetRecordsFilter(AssetKey(asset), asset_partitions=[key]), 1)
+    for record in found.records:
+        return AssetCheckEvaluationTargetMaterializationData(
+            run_id=record.event_log_entry.run_id, storage_id=record.storage_id, timestamp=record.timestamp
+        )
+    return None
+
+
+def drained_verdict(key: str, shares: Sequence[BatchHour]) -> AssetCheckEvaluation:
+    """What the drain refused in one hour, over the batches reported together. Never an error: it goes on."""
+    refused = sum(share.dead_letters for share in shares)
+    return AssetCheckEvaluation(
+        asset_key=AssetKey(RAW_EVENTS),
+        check_name=CHECK_NAME,
+        passed=not refused,
+        severity=AssetCheckSeverity.WARN,
+        metadata=drained_check_metadata(shares),
+        description=f"{refused} messages went to the dead letters" if refused else "every message passed",
+        partition=key,
+        blocking=False,
+    )

@@ -1,0 +1,148 @@
+"""Runs one asset over the hours of a run, each committed and reported by itself. Knows no asset's content.
+
+Dagster reports a range run as a whole: every partition materialized, and one check result without a partition
+that leaves the planned ones open. Here each hour is reported as soon as it is committed, so that a run that is
+stopped, or fails in the middle, shows exactly what it did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, TypeAlias
+
+import psycopg2
+import structlog
+from dagster import (
+    AssetCheckEvaluation,
+    AssetExecutionContext,
+    AssetKey,
+    AssetMaterialization,
+    Failure,
+    MaterializeResult,
+    Output,
+)
+from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION
+
+from analytics_pipeline.errors import PipelineError
+from analytics_pipeline.orchestration.checks import verdict
+from analytics_pipeline.orchestration.metadata import Metadata, outcome_metadata
+from analytics_pipeline.orchestration.partitions import key_of, range_of_run
+from analytics_pipeline.orchestration.tags import CLAIM_TAG, INCREMENTAL, MODE_TAG, PARENT_RUN_TAG
+from analytics_pipeline.records import HourOutcome, Mode
+
+log = structlog.get_logger(__name__)
+
+Compute: TypeAlias = Callable[[datetime], HourOutcome]
+Extra: TypeAlias = Callable[[HourOutcome], Metadata]
+Event: TypeAlias = AssetMaterialization | AssetCheckEvaluation | MaterializeResult[Any] | Output[None]
+
+#: Errors named in the message of a failed range; the log of the run has them all.
+ERRORS_SHOWN = 3
+
+
+def mode_of_run(tags: Mapping[str, str]) -> Mode:
+    """Incremental only for the run that the drain sensor asked for. A re-execution inherits its tags: full."""
+    asked_by_sensor = tags.get(MODE_TAG) == INCREMENTAL and bool(tags.get(CLAIM_TAG))
+    return "incremental" if asked_by_sensor and PARENT_RUN_TAG not in tags else "full"
+
+
+def hours_of_run(tags: Mapping[str, str]) -> Sequence[datetime]:
+    """The hours of a run, ascending.
+
+    Raises:
+        PipelineError: the run names no hours.
+    """
+    hours = range_of_run(tags)
+    if hours is None:
+        raise PipelineError("this run names no hours: choose a partition, or a range, when materializing")
+    return list(hours)
+
+
+def materialize_hours(context: AssetExecutionContext, compute: Compute, extra: Extra) -> Iterator[Event]:
+    """Compute each hour of the run and report it. ``extra`` adds metadata to a materialization.
+
+    An hour that fails does not stop the others; the step fails in the end.
+
+    Raises:
+        Failure: hours were quarantined or failed; those are not materialized.
+    """
+    hours = hours_of_run(context.run.tags)
+    if len(hours) == 1:
+        yield from _single_hour(context, hours[0], compute, extra)
+        return
+    failed = _Failures()
+    for hour in hours:
+        try:
+            outcome = compute(hour)
+        except (psycopg2.OperationalError, psycopg2.InterfaceError):
+            raise  # the database is out of reach: the other hours would wait for it in vain
+        except Exception as error:
+            context.log.exception(f"{key_of(hour)} failed")  # and raised again as the step's failure
+            failed.errors[key_of(hour)] = error
+            continue
+        if not outcome.quarantined:
+            yield _materialization(outcome, extra)
+        else:
+            failed.quarantined[key_of(hour)] = outcome.quarantined
+        yield verdict(outcome, context.instance)
+    failed.raise_if_any(len(hours))
+    yield _output_without_materialization()
+
+
+def _single_hour(
+    context: AssetExecutionContext, hour: datetime, compute: Compute, extra: Extra
+) -> Iterator[Event]:
+    outcome = compute(hour)
+    if not outcome.quarantined:
+        # Left to Dagster, which adds code and data versions.
+        yield MaterializeResult(metadata=outcome_metadata(outcome) | extra(outcome))
+        yield verdict(outcome, context.instance)
+        return
+    yield verdict(outcome, context.instance)
+    log.error("quarantined", asset=outcome.asset, hour=key_of(hour), domains=outcome.quarantined)
+    others_wrote = len(outcome.quarantined) < len(outcome.domains)
+    if others_wrote and mode_of_run(context.run.tags) == "incremental":
+        # The other domains of the hour go on to the next assets in this very run.
+        yield _output_without_materialization()
+        return
+    raise Failure(_quarantine_text(key_of(hour), outcome.quarantined), allow_retries=False)
+
+
+def _materialization(outcome: HourOutcome, extra: Extra) -> AssetMaterialization:
+    return AssetMaterialization(
+        asset_key=AssetKey(outcome.asset),
+        partition=key_of(outcome.hour),
+        metadata=outcome_metadata(outcome) | extra(outcome),
+    )
+
+
+def _output_without_materialization() -> Output[None]:
+    """Lets the next steps start and reports nothing: the mark is the one that Dagster's own observation uses."""
+    return Output(None, metadata={SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION: True})
+
+
+def _quarantine_text(key: str, domains: Sequence[str]) -> str:
+    return (
+        f"{key}: the gate quarantined {', '.join(domains)}; nothing of it was written. See the check's failing "
+        "expectations; fix the data or the rule and materialize again, or accept the content with "
+        "'analytics-pipeline gates release'"
+    )
+
+
+@dataclass
+class _Failures:
+    quarantined: dict[str, Sequence[str]] = field(default_factory=dict)
+    errors: dict[str, Exception] = field(default_factory=dict)
+
+    def raise_if_any(self, hours: int) -> None:
+        if not self.quarantined and not self.errors:
+            return
+        lines = [_quarantine_text(key, domains) for key, domains in self.quarantined.items()]
+        lines += [f"{key}: {error}" for key, error in self.errors.items()]
+        shown = "\n".join(lines[:ERRORS_SHOWN])
+        raise Failure(
+            f"{len(lines)} of {hours} hours were not materialized, the others were:\n{shown}",
+            allow_retries=False,
+        ) from next(iter(self.errors.values()), None)

@@ -1,0 +1,143 @@
+"""What the UI shows beside an asset, a materialization and a check. Shapes values only; reads no table."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dagster import MetadataValue, TableColumn, TableColumnConstraints, TableSchema
+
+from analytics_pipeline.records import BatchHour, DomainOutcome, GateResult, HourOutcome
+from analytics_pipeline.settings import Settings
+from analytics_pipeline.storage.schema_columns import columns_by_table
+
+Metadata = dict[str, Any]
+
+#: Bars of the plot: one per minute of the hour.
+PLOT_MINUTES = 60
+PLOT_HEIGHT_PX = 48
+PLOT_BAR_PX = 5
+
+#: Sample positions shown per check, so that a flood of bad rows does not fill Dagster's event log.
+SAMPLES_SHOWN = 20
+
+
+def definition_metadata(asset: str, settings: Settings) -> Metadata:
+    """Column schema and table name: the same for every partition."""
+    columns = [
+        TableColumn(
+            name=column.name,
+            type=column.type,
+            description=column.description or None,
+            constraints=TableColumnConstraints(nullable=column.nullable),
+        )
+        for column in columns_by_table()[asset]
+    ]
+    return {
+        "dagster/column_schema": TableSchema(columns=columns),
+        "dagster/table_name": f"{settings.db_name}.{settings.db_schema}.{asset}",
+    }
+
+
+def outcome_metadata(outcome: HourOutcome) -> Metadata:
+    """What one run did to one partition."""
+    metadata: Metadata = {
+        "dagster/row_count": outcome.rows,
+        "rows_written": sum(domain.written for domain in outcome.domains),
+        "late_rows": outcome.late_rows,
+        "dead_letters": outcome.dead_letters,
+        "duration_s": round(outcome.duration_s, 4),
+        "mode": outcome.mode,
+    }
+    if len(outcome.domains) > 1:
+        metadata["rows_by_domain"] = MetadataValue.json({d.domain: d.rows for d in outcome.domains})
+    return metadata
+
+
+def check_metadata(outcome: HourOutcome) -> Metadata:
+    """What the gate said about one partition: counts, and what failed where."""
+    failing = [failure for domain in outcome.domains for failure in _failing(domain.gate)]
+    metadata: Metadata = {
+        "rows_judged": sum(domain.gate.rows for domain in outcome.domains),
+        "rows_failed": sum(len(domain.gate.reasons) for domain in outcome.domains),
+    }
+    if failing:
+        metadata["failing_expectations"] = MetadataValue.json(failing)
+    if outcome.quarantined:
+        metadata["quarantined"] = ", ".join(outcome.quarantined)
+        metadata["whole_content"] = MetadataValue.json(
+            {d.domain: _whole_content(d) for d in outcome.domains if d.quarantined}
+        )
+    return metadata
+
+
+def _whole_content(domain: DomainOutcome) -> Mapping[str, int]:
+    return {"rows_seen": domain.rows_seen, "rows_failed": domain.rows_failed}
+
+
+def _failing(gate: GateResult) -> Sequence[Metadata]:
+    return [
+        {
+            "domain": gate.domain,
+            "expectation": outcome.name,
+            "column": outcome.column,
+            "reason": outcome.reason,
+            "failed": outcome.failed,
+            "sample_rows": list(outcome.sample_rows[:SAMPLES_SHOWN]),
+        }
+        for outcome in gate.outcomes
+        if outcome.failed
+    ]
+
+
+def drained_metadata(shares: Sequence[BatchHour], batches: Sequence[int]) -> Metadata:
+    """What the drain added to one partition, over the batches that are reported together."""
+    return {
+        "rows_written": sum(share.raw_rows for share in shares),
+        "late_rows": sum(share.late_rows for share in shares),
+        "dead_letters": sum(share.dead_letters for share in shares),
+        "batches": f"{batches[0]}-{batches[-1]}" if len(batches) > 1 else str(batches[0]),
+        "mode": "drain",
+    }
+
+
+def drained_check_metadata(shares: Sequence[BatchHour]) -> Metadata:
+    """What the drain's gate refused in one partition, with reasons and sample positions."""
+    failed = sum(share.dead_letters for share in shares)
+    metadata: Metadata = {
+        "rows_judged": failed + sum(share.raw_rows for share in shares),
+        "rows_failed": failed,
+    }
+    reasons: dict[str, int] = {}
+    for share in shares:
+        for reason, count in share.reasons.items():
+            reasons[reason] = reasons.get(reason, 0) + count
+    if reasons:
+        samples = [sample for share in shares for sample in share.samples][:SAMPLES_SHOWN]
+        metadata["failing_expectations"] = MetadataValue.json(reasons)
+        metadata["sample_positions"] = MetadataValue.json(samples)
+    return metadata
+
+
+def plot_metadata(rows_per_minute: Sequence[int]) -> Metadata:
+    """Rows per minute of the hour as small bars, drawn without a plotting library. Empty for an empty hour."""
+    highest = max(rows_per_minute, default=0)
+    if not highest:
+        return {}
+    bars = "".join(
+        f'<rect x="{minute * PLOT_BAR_PX}" y="{PLOT_HEIGHT_PX - height}" width="{PLOT_BAR_PX - 1}" '
+        f'height="{height}"/>'
+        for minute, rows in enumerate(rows_per_minute)
+        if (height := -(-rows * PLOT_HEIGHT_PX // highest))
+    )
+    svg = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{PLOT_MINUTES * PLOT_BAR_PX}" '
+        f'height="{PLOT_HEIGHT_PX}" fill="#4f43dd">{bars}</svg>'
+    )
+    image = base64.b64encode(svg.encode()).decode()
+    return {
+        "rows_per_minute": MetadataValue.md(
+            f"![rows per minute](data:image/svg+xml;base64,{image})\n\nhighest: {highest} rows in a minute"
+        )
+    }
