@@ -1,0 +1,276 @@
+"""What the pipeline should say, computed the slow and obvious way: the judge of the property tests.
+
+Plain Python on purpose: no numpy, no polars, and nothing of the package but the names of its formulas'
+constants, repeated here by hand. One message after the other, one window after the other.
+
+Not compared bit for bit: averages and M2 are exact sums here (`math.fsum`), percentiles exact order statistics.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+MICROS = 1_000_000
+HOUR_US = 3600 * MICROS
+
+
+class SeriesKey(NamedTuple):
+    """What a series is called, without its number in the database."""
+
+    tenant_id: str | None
+    factory_id: str | None
+    machine_id: str | None
+    sensor_id: str | None
+    metric: str
+
+    @property
+    def machine(self) -> tuple[str | None, str | None, str | None]:
+        return self.tenant_id, self.factory_id, self.machine_id
+
+
+class Message(NamedTuple):
+    """One measurement as Kafka brought it. ``position`` is (topic, epoch, partition, offset, ordinal)."""
+
+    position: tuple[str, int, int, int, int]
+    kafka_time_us: int
+    event_time_us: int
+    series: SeriesKey
+    value: float
+
+
+class Limit(NamedTuple):
+    """Limits of one series in ``[valid_from_us, valid_to_us)``; None is no bound."""
+
+    valid_from_us: int | None
+    valid_to_us: int | None
+    lsl: float | None
+    usl: float | None
+
+
+Limits = Mapping[SeriesKey, Sequence[Limit]]
+
+
+@dataclass(frozen=True)
+class Window:
+    """One row of window_aggregates."""
+
+    start_us: int
+    size_s: int
+    series: SeriesKey
+    count_n: int
+    avg_val: float
+    m2: float
+    min_val: float
+    max_val: float
+    first_val: float
+    first_time_us: int
+    last_val: float
+    last_time_us: int
+    p50: float
+    p95: float
+    p99: float
+    base_n: int
+    coverage: float
+
+
+@dataclass(frozen=True)
+class Anomaly:
+    """One row of anomalies."""
+
+    start_us: int
+    size_s: int
+    series: SeriesKey
+    detector: str
+    severity: str
+    value: float
+    score: float
+
+
+@dataclass(frozen=True)
+class Kpi:
+    """One row of kpis."""
+
+    hour_us: int
+    machine: tuple[str | None, str | None, str | None]
+    kpi: str
+    value: float | None
+    numerator: float
+    denominator: float | None
+    reason: str | None
+
+
+def measurements(messages: Iterable[Message]) -> dict[tuple[SeriesKey, int], float]:
+    """One value for each (series, event time): of the message with the latest (Kafka time, position)."""
+    winner: dict[tuple[SeriesKey, int], Message] = {}
+    for message in messages:
+        identity = (message.series, message.event_time_us)
+        known = winner.get(identity)
+        if known is None or (message.kafka_time_us, message.position) > (known.kafka_time_us, known.position):
+            winner[identity] = message
+    return {identity: message.value for identity, message in winner.items()}
+
+
+def windows(messages: Iterable[Message], size_s: int, base_s: int) -> list[Window]:
+    """Every window of one size that holds a sample, by start and series."""
+    samples: dict[tuple[int, SeriesKey], list[tuple[int, float]]] = defaultdict(list)
+    for (series, time_us), value in measurements(messages).items():
+        start_us = time_us - time_us % (size_s * MICROS)
+        samples[start_us, series].append((time_us, value))
+    return [
+        _window(start_us, size_s, base_s, series, sorted(samples[start_us, series]))
+        for start_us, series in sorted(samples, key=_by_start)
+    ]
+
+
+def _by_start(key: tuple[int, SeriesKey]) -> tuple[int, tuple[str, ...]]:
+    return key[0], tuple("" if part is None else part for part in key[1])
+
+
+def _window(
+    start_us: int, size_s: int, base_s: int, series: SeriesKey, samples: list[tuple[int, float]]
+) -> Window:
+    values = [value for _, value in samples]
+    mean = math.fsum(values) / len(values)
+    base_n = len({time_us // (base_s * MICROS) for time_us, _ in samples})
+    return Window(
+        start_us=start_us,
+        size_s=size_s,
+        series=series,
+        count_n=len(values),
+        avg_val=mean,
+        m2=math.fsum((value - mean) ** 2 for value in values),
+        min_val=min(values),
+        max_val=max(values),
+        first_val=samples[0][1],
+        first_time_us=samples[0][0],
+        last_val=samples[-1][1],
+        last_time_us=samples[-1][0],
+        p50=percentile(values, 0.50),
+        p95=percentile(values, 0.95),
+        p99=percentile(values, 0.99),
+        base_n=base_n,
+        coverage=base_n / (size_s / base_s),
+    )
+
+
+def percentile(values: Iterable[float], rank: float) -> float:
+    """The value at the lower rank: floor(rank (n - 1)) of the sorted values."""
+    ordered = sorted(values)
+    return ordered[math.floor(rank * (len(ordered) - 1))]
+
+
+def anomalies(messages: Iterable[Message], base_s: int, limits: Limits) -> list[Anomaly]:
+    """What both detectors, with their default parameters, say of every base window."""
+    found = []
+    by_series: dict[SeriesKey, list[Window]] = defaultdict(list)
+    for window in windows(messages, base_s, base_s):
+        by_series[window.series].append(window)
+    for series, its in by_series.items():
+        for at, window in enumerate(its):
+            verdicts = (
+                _robust_zscore(window, its[:at]),
+                _spec_limits(window, limit_at(limits, series, window.start_us)),
+            )
+            found += [verdict for verdict in verdicts if verdict is not None]
+    return sorted(found, key=lambda it: (*_by_start((it.start_us, it.series)), it.detector))
+
+
+def _robust_zscore(window: Window, earlier: Sequence[Window]) -> Anomaly | None:
+    day_us = 24 * HOUR_US
+    baseline = [it.avg_val for it in earlier[-120:] if it.start_us >= window.start_us - day_us]
+    if len(baseline) < 12:
+        return None
+    centre = statistics.median(baseline)
+    apart = [abs(value - centre) for value in baseline]
+    rounding = abs(centre) * 1e-14
+    mad, mean_ad = statistics.median(apart), math.fsum(apart) / len(apart)
+    if mad > rounding:
+        score = 0.6745 * (window.avg_val - centre) / mad
+    elif mean_ad > rounding:
+        score = (window.avg_val - centre) / (1.253314 * mean_ad)
+    else:
+        return None
+    if abs(score) <= 3.5:
+        return None
+    severity = "critical" if abs(score) > 7 else "warning"
+    return _anomaly(window, "robust_zscore", severity, window.avg_val, score)
+
+
+def _spec_limits(window: Window, limit: Limit | None) -> Anomaly | None:
+    if limit is None:
+        return None
+    below = -math.inf if limit.lsl is None else limit.lsl - window.min_val
+    above = -math.inf if limit.usl is None else window.max_val - limit.usl
+    score = max(below, above)
+    if score <= 0:
+        return None
+    value = window.min_val if below >= above else window.max_val
+    if limit.lsl is not None and limit.usl is not None:
+        width = limit.usl - limit.lsl
+    else:
+        width = abs(limit.usl if limit.lsl is None else limit.lsl)
+    severity = "critical" if width > 0 and score >= 0.1 * width else "warning"
+    return _anomaly(window, "spec_limits", severity, value, score)
+
+
+def _anomaly(window: Window, detector: str, severity: str, value: float, score: float) -> Anomaly:
+    return Anomaly(window.start_us, window.size_s, window.series, detector, severity, value, score)
+
+
+def limit_at(limits: Limits, series: SeriesKey, time_us: int) -> Limit | None:
+    """The limits of a series that hold at a time."""
+    for limit in limits.get(series, ()):
+        begun = limit.valid_from_us is None or limit.valid_from_us <= time_us
+        if begun and (limit.valid_to_us is None or time_us < limit.valid_to_us):
+            return limit
+    return None
+
+
+def kpis(messages: Iterable[Message], base_s: int, limits: Limits) -> list[Kpi]:
+    """The four KPIs of every machine and hour that holds a sample."""
+    messages = list(messages)
+    per_machine: dict[tuple[int, tuple[str | None, ...]], list[Window]] = defaultdict(list)
+    for window in windows(messages, base_s, base_s):
+        per_machine[window.start_us // HOUR_US * HOUR_US, window.series.machine].append(window)
+    flags: dict[tuple[int, tuple[str | None, ...]], int] = defaultdict(int)
+    for anomaly in anomalies(messages, base_s, limits):
+        flags[anomaly.start_us // HOUR_US * HOUR_US, anomaly.series.machine] += 1
+    rows = []
+    for (hour_us, machine), its in per_machine.items():
+        rows += _machine_hour(hour_us, machine, its, flags[hour_us, machine], base_s, limits)  # type: ignore[arg-type]
+    return rows
+
+
+def _machine_hour(
+    hour_us: int,
+    machine: tuple[str | None, str | None, str | None],
+    its: Sequence[Window],
+    flagged: int,
+    base_s: int,
+    limits: Limits,
+) -> list[Kpi]:
+    messages = sum(window.count_n for window in its)
+    covered, fits = len({window.start_us for window in its}), 3600 // base_s
+    limited = inside = 0
+    for window in its:
+        limit = limit_at(limits, window.series, window.start_us)
+        if limit is None or (limit.lsl is None and limit.usl is None):
+            continue
+        limited += 1
+        inside += not (
+            (limit.lsl is not None and window.min_val < limit.lsl)
+            or (limit.usl is not None and window.max_val > limit.usl)
+        )
+    share = inside / limited if limited else None
+    reason = None if limited else "no_spec_limits"
+    return [
+        Kpi(hour_us, machine, "messages", messages, messages, None, None),
+        Kpi(hour_us, machine, "coverage", covered / fits, covered, fits, None),
+        Kpi(hour_us, machine, "anomalies", flagged, flagged, None, None),
+        Kpi(hour_us, machine, "share_in_spec", share, inside, limited, reason),
+    ]
