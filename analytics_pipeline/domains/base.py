@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from analytics_pipeline.detectors.base import Detector
+from analytics_pipeline.records import AssetName
 
 
 class SeriesKey(NamedTuple):
@@ -35,6 +36,26 @@ class Sample(NamedTuple):
     sample_key: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Expect:
+    """One expectation of Great Expectations about the rows of one asset, as data: nothing heavy is imported.
+
+    Attributes:
+        asset: the asset whose gate holds it.
+        expectation: as Great Expectations names it, ``expect_column_values_to_be_between``; one about single
+            rows, because the rows that fail become dead letters.
+        column: a column of the asset's frame, or one that the asset's suite derives from it.
+        reason: of the dead letters of rows that fail, a stable word to count by.
+        arguments: further arguments, ``(("min_value", 0), ("max_value", 100))``.
+    """
+
+    asset: AssetName
+    expectation: str
+    column: str
+    reason: str
+    arguments: tuple[tuple[str, Any], ...] = ()
+
+
 @dataclass(frozen=True)
 class Domain:
     """One kind of data.
@@ -47,6 +68,7 @@ class Domain:
         payload: the struct that normalization decodes.
         samples: the measurements of a payload, in a stable order.
         detectors: judge the base windows.
+        expectations: what its gates expect beyond what every domain's expect (``quality/suites.py``).
         max_failed_ratio: above this share of failed rows, a (domain, hour) is quarantined …
         min_gate_rows: … once it holds this many rows: two bad rows of three say little.
         time_zone: of event times that carry none.
@@ -59,6 +81,7 @@ class Domain:
     payload: type[msgspec.Struct]
     samples: Callable[[Any], Sequence[Sample]]
     detectors: tuple[Detector, ...] = ()
+    expectations: tuple[Expect, ...] = ()
     max_failed_ratio: float = 0.5
     min_gate_rows: int = 100
     time_zone: tzinfo = UTC

@@ -1,0 +1,1 @@
+"""Great Expectations as a gate before every write: frame in, verdict out. No SQL, Kafka or Dagster."""

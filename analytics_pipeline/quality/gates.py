@@ -1,0 +1,221 @@
+"""Runs Great Expectations over a frame before it is written: frame in, verdict out.
+
+What is expected is not said here but in ``suites.py`` and by the domains. No SQL, Kafka, Dagster or clock.
+
+Great Expectations costs about 5 ms an expectation before it looks at a row, and as much again to say which rows
+fail. So a gate asks for pass or fail first, and for the rows only of what failed.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from analytics_pipeline.domains.base import Expect
+from analytics_pipeline.errors import PipelineError
+from analytics_pipeline.records import AssetName, ExpectationOutcome, GateResult
+
+SAMPLE_ROWS = 20
+
+#: Rows handed to pandas at once: bounds the copy's memory. A slice of this size costs 0.1 s.
+SLICE_ROWS = 250_000
+
+# Batches of one asset share an identity inside Great Expectations, and a code server evaluates in threads.
+_ONE_AT_A_TIME = threading.Lock()
+
+
+class GateError(PipelineError):
+    """A gate that could not judge. Never the same as a row that fails."""
+
+
+@dataclass(frozen=True)
+class GateSuite:
+    """What the rows of one asset and domain must hold to.
+
+    Attributes:
+        expectations: in the order in which a row's first reason is chosen.
+        measures: from the asset's frame, the columns that the expectations look at, one row for one. Numbers
+            derived here with polars are cheaper to judge than texts. Expectations skip what is null, so what
+            must be there is measured as infinite where it is missing: see `required`.
+        max_failed_ratio: above this share of failed rows the whole (domain, hour) is quarantined …
+        min_rows: … once it holds this many: two bad rows of three say little.
+    """
+
+    asset: AssetName
+    domain: str
+    expectations: tuple[Expect, ...]
+    measures: Callable[[pl.DataFrame], pl.DataFrame] = field(compare=False)
+    max_failed_ratio: float = 0.5
+    min_rows: int = 100
+
+    def __post_init__(self) -> None:
+        for expect in self.expectations:
+            if expect.asset != self.asset:
+                raise GateError(
+                    f"{self.domain}: {expect.expectation} of {expect.column} is about {expect.asset}, "
+                    f"not {self.asset}; put it into that asset's suite"
+                )
+
+
+def quarantines(suite: GateSuite, rows_seen: int, rows_failed: int) -> bool:
+    """Whether a (domain, hour) is refused as a whole. Both counts are over its whole content so far."""
+    return rows_seen >= suite.min_rows and rows_failed > suite.max_failed_ratio * rows_seen
+
+
+def required(*columns: str) -> list[pl.Expr]:
+    """These number columns, infinite where there is none, so that a range refuses what is missing or NaN."""
+    return [pl.col(name).cast(pl.Float64).fill_null(np.inf).fill_nan(np.inf) for name in columns]
+
+
+def run_gate(suite: GateSuite, frame: pl.DataFrame) -> GateResult:
+    """Judge every row of the frame. Row numbers in the result are those of the frame.
+
+    Raises:
+        GateError: an expectation could not be evaluated, names a column that there is not, or is not about
+            single rows.
+    """
+    if not frame.height or not suite.expectations:
+        return GateResult(suite.asset, suite.domain, frame.height, {}, _all_passed(suite))
+    failed: dict[int, list[int]] = {}
+    for start in range(0, frame.height, SLICE_ROWS):
+        judged = _to_pandas(suite, frame.slice(start, SLICE_ROWS))
+        with _ONE_AT_A_TIME:
+            for position, rows in _judge(suite, judged).items():
+                failed.setdefault(position, []).extend(start + row for row in rows)
+    return _verdict(suite, frame.height, failed)
+
+
+def warm_up() -> None:
+    """Import Great Expectations and make its context: 3 s that a worker spends before its first run."""
+    _batch_definition()
+
+
+def _all_passed(suite: GateSuite) -> tuple[ExpectationOutcome, ...]:
+    return tuple(ExpectationOutcome(e.expectation, e.column, e.reason, 0) for e in suite.expectations)
+
+
+def _verdict(suite: GateSuite, rows: int, failed: dict[int, list[int]]) -> GateResult:
+    reasons: dict[int, str] = {}
+    outcomes = []
+    for position, expect in enumerate(suite.expectations):
+        failing = sorted(failed.get(position, ()))
+        for row in failing:
+            reasons.setdefault(row, expect.reason)
+        sample = tuple(failing[:SAMPLE_ROWS])
+        outcomes.append(ExpectationOutcome(expect.expectation, expect.column, expect.reason, len(failing), sample))
+    return GateResult(suite.asset, suite.domain, rows, reasons, tuple(outcomes))
+
+
+def _to_pandas(suite: GateSuite, frame: pl.DataFrame) -> Any:
+    import pandas as pd
+
+    measured = suite.measures(frame)
+    columns = {}
+    for name in dict.fromkeys(expect.column for expect in suite.expectations):
+        source = measured if name in measured.columns else frame
+        if name not in source.columns:
+            raise GateError(
+                f"gate of {suite.asset}, {suite.domain}: no column {name!r}; "
+                f"there are {', '.join(dict.fromkeys((*measured.columns, *frame.columns)))}"
+            )
+        columns[name] = _to_numpy(source[name])
+    return pd.DataFrame(columns, copy=False)
+
+
+def _to_numpy(column: pl.Series) -> Any:
+    """Through numpy, because polars' own way to pandas needs a further library."""
+    if column.dtype.is_numeric():
+        # Great Expectations compares whole columns of these two types, of any other value by value.
+        column = column.cast(pl.Int64 if column.dtype.is_integer() else pl.Float64)
+    return column.to_numpy()
+
+
+def _judge(suite: GateSuite, judged: Any) -> dict[int, list[int]]:
+    """Failing rows by the position of the expectation, for expectations that fail."""
+    batch = _batch_definition().get_batch({"dataframe": judged})
+    everything = tuple(range(len(suite.expectations)))
+    verdicts = _validate(suite, batch, everything, "BOOLEAN_ONLY")
+    suspects = tuple(position for position, verdict in verdicts.items() if not verdict.success)
+    if not suspects:
+        return {}
+    failed = {}
+    for position, verdict in _validate(suite, batch, suspects, "COMPLETE").items():
+        rows = verdict.result.get("unexpected_index_list")
+        if not rows:
+            raise GateError(f"{_name(suite, position)} fails but names no row; gates take expectations about rows")
+        failed[position] = [int(row) for row in rows]
+    return failed
+
+
+def _validate(suite: GateSuite, batch: Any, positions: Sequence[int], detail: str) -> dict[int, Any]:
+    outcome = batch.validate(_suite_of(suite, tuple(positions)), result_format={"result_format": detail})
+    verdicts: dict[int, Any] = {}
+    for verdict in outcome.results:
+        position = verdict.expectation_config.meta["position"]
+        if trouble := _exception_in(verdict.exception_info):
+            raise GateError(f"{_name(suite, position)} could not be evaluated: {trouble}")
+        verdicts[position] = verdict
+    if set(verdicts) != set(positions):
+        missing = min(set(positions) - set(verdicts))
+        raise GateError(f"{_name(suite, missing)} was not evaluated; Great Expectations gave no result for it")
+    return dict(sorted(verdicts.items()))
+
+
+def _exception_in(info: Any) -> str | None:
+    """The message of an exception that Great Expectations caught; it nests them by metric, or does not."""
+    if not info:
+        return None
+    if "raised_exception" in info:
+        return str(info["exception_message"]) if info["raised_exception"] else None
+    return next((text for nested in info.values() if (text := _exception_in(nested))), None)
+
+
+def _name(suite: GateSuite, position: int) -> str:
+    expect = suite.expectations[position]
+    return f"gate of {suite.asset}, {suite.domain}: {expect.expectation} of {expect.column}"
+
+
+@lru_cache(maxsize=256)
+def _suite_of(suite: GateSuite, positions: tuple[int, ...]) -> Any:
+    import great_expectations as gx
+
+    return gx.ExpectationSuite(
+        name=f"{suite.asset}.{suite.domain}",
+        expectations=[_expectation(suite, position) for position in positions],
+    )
+
+
+def _expectation(suite: GateSuite, position: int) -> Any:
+    from great_expectations.expectations.expectation import ColumnMapExpectation
+    from great_expectations.expectations.registry import get_expectation_impl
+
+    expect = suite.expectations[position]
+    kind: Any = get_expectation_impl(expect.expectation)
+    if not issubclass(kind, ColumnMapExpectation):
+        raise GateError(f"{_name(suite, position)} is not about single rows; a gate has no row to refuse")
+    # Hashable in a frozen suite, lists where Great Expectations wants them.
+    arguments = {name: list(v) if isinstance(v, tuple) else v for name, v in expect.arguments}
+    meta = {"reason": expect.reason, "position": position}
+    return kind(column=expect.column, meta=meta, **arguments)
+
+
+@lru_cache(maxsize=1)
+def _batch_definition() -> Any:
+    """The one context of this process. It writes no files, tells nobody, draws no progress bars."""
+    # Read when it is imported and when a context is made; later is too late for some of its versions.
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"
+    import great_expectations as gx
+    from great_expectations.data_context.types.base import ProgressBarsConfig
+
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = ProgressBarsConfig(globally=False, metric_calculations=False)
+    context.variables.analytics_enabled = False
+    asset = context.data_sources.add_pandas("gate").add_dataframe_asset("frame")
+    return asset.add_batch_definition_whole_dataframe("whole")

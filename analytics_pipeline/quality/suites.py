@@ -1,0 +1,179 @@
+"""What every gate expects, as code: one suite an asset and domain. Nothing is evaluated here.
+
+Each asset has expectations that hold for every domain; a domain adds its own in ``Domain.expectations``, and
+they may name any column of the asset's frame or of the measures below. Reasons are stable words: people count
+and search dead letters by them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from analytics_pipeline.domains.base import Domain, Expect
+from analytics_pipeline.quality.gates import GateError, GateSuite, required
+from analytics_pipeline.records import AssetName
+from analytics_pipeline.settings import Settings
+
+#: The largest finite double: what lies beyond is infinite.
+LARGEST = sys.float_info.max
+
+#: Names of tenants, machines, metrics: longer than any real one, and short enough for an index row.
+MAX_NAME_BYTES = 256
+
+#: A mean that was merged may leave [min, max] by rounding. Relative to the larger of the two.
+ROUNDING = 1e-9
+
+SEVERITIES = ("info", "warning", "critical")
+
+#: KPIs that are a share of something, so that they lie in [0, 1]. Others, such as OEE, may pass 1 and are flagged.
+SHARES = ("coverage", "share_in_spec", "time_in_spec")
+
+#: The text columns of a measurement, those that are in the frame.
+NAME_COLUMNS = ("tenant_id", "factory_id", "machine_id", "station_id", "sensor_id", "metric", "unit")
+
+Measures = Callable[[pl.DataFrame], pl.DataFrame]
+
+
+def suite_for(asset: AssetName, domain: Domain, settings: Settings) -> GateSuite:
+    """The suite of one asset and domain.
+
+    Frames, one row for one (further columns are ignored unless a domain's expectation names them):
+
+    * raw_events: ``ahead_s, since_start_s, since_floor_s, payload_bytes``
+    * normalized_measurements: ``value`` and, of `NAME_COLUMNS`, those that it has; ``metric`` always
+    * window_aggregates: ``count_n, avg_val, m2, min_val, max_val, p50, p95, p99, coverage``
+    * anomalies: ``severity, value, score``
+    * kpis: ``kpi, value, reason, numerator, denominator``
+    """
+    return _suite(asset, domain, settings.future_tolerance_s, settings.max_message_bytes)
+
+
+@lru_cache(maxsize=256)
+def _suite(asset: AssetName, domain: Domain, future_tolerance_s: int, max_message_bytes: int) -> GateSuite:
+    if asset == "raw_events":
+        common = _raw_events(future_tolerance_s, max_message_bytes)
+    elif asset in _COMMON:
+        common = _COMMON[asset]
+    else:
+        raise GateError(f"no gate for asset {asset!r}; there are raw_events, {', '.join(_COMMON)}")
+    own = tuple(expect for expect in domain.expectations if expect.asset == asset)
+    return GateSuite(
+        asset, domain.name, common + own, _MEASURES[asset], domain.max_failed_ratio, domain.min_gate_rows
+    )
+
+
+def _between(asset: AssetName, column: str, reason: str, **bounds: Any) -> Expect:
+    return Expect(asset, "expect_column_values_to_be_between", column, reason, tuple(bounds.items()))
+
+
+def _raw_events(future_tolerance_s: int, max_message_bytes: int) -> tuple[Expect, ...]:
+    return (
+        _between("raw_events", "since_start_s", "before_partitions_start", min_value=0, max_value=LARGEST),
+        _between("raw_events", "ahead_s", "too_far_ahead", max_value=future_tolerance_s),
+        _between("raw_events", "since_floor_s", "after_retention", min_value=0, max_value=LARGEST),
+        _between("raw_events", "payload_bytes", "payload_size", min_value=1, max_value=max_message_bytes),
+    )
+
+
+_COMMON: Mapping[str, tuple[Expect, ...]] = {
+    "normalized_measurements": (
+        _between("normalized_measurements", "value", "not_finite", min_value=-LARGEST, max_value=LARGEST),
+        _between("normalized_measurements", "metric_bytes", "metric_missing", min_value=1),
+        _between("normalized_measurements", "shortest_name_bytes", "name_empty", min_value=1),
+        _between("normalized_measurements", "longest_name_bytes", "name_too_long", max_value=MAX_NAME_BYTES),
+        # PostgreSQL refuses this character in text, and one row of it would stop a whole COPY.
+        _between("normalized_measurements", "nul_characters", "nul_character", max_value=0),
+    ),
+    "window_aggregates": (
+        _between("window_aggregates", "count_n", "window_empty", min_value=1, max_value=LARGEST),
+        _between("window_aggregates", "largest_figure", "not_finite", max_value=LARGEST),
+        _between("window_aggregates", "m2", "spread_negative", min_value=0, max_value=LARGEST),
+        _between("window_aggregates", "mean_outside", "mean_outside_min_max", max_value=ROUNDING),
+        _between("window_aggregates", "percentile_disorder", "percentiles_out_of_order", max_value=0),
+        _between(
+            "window_aggregates", "coverage", "coverage_out_of_range", min_value=0, max_value=1, strict_min=True
+        ),
+    ),
+    "anomalies": (
+        Expect(
+            "anomalies",
+            "expect_column_values_to_be_in_set",
+            "severity",
+            "severity_unknown",
+            (("value_set", SEVERITIES),),
+        ),
+        _between("anomalies", "score", "score_not_finite", min_value=-LARGEST, max_value=LARGEST),
+        _between("anomalies", "value", "value_not_finite", min_value=-LARGEST, max_value=LARGEST),
+    ),
+    "kpis": (
+        _between("kpis", "unexplained", "null_without_reason", max_value=0),
+        _between("kpis", "value", "not_finite", min_value=-LARGEST, max_value=LARGEST),
+        _between("kpis", "smallest_part", "part_negative", min_value=0),
+        _between("kpis", "share", "share_out_of_range", min_value=0, max_value=1),
+    ),
+}
+
+
+def _raw_measures(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.select(required("ahead_s", "since_start_s", "since_floor_s", "payload_bytes"))
+
+
+def _measurement_measures(frame: pl.DataFrame) -> pl.DataFrame:
+    names = [pl.col(name).cast(pl.String) for name in NAME_COLUMNS if name in frame.columns]
+    lengths = [name.str.len_bytes() for name in names]
+    nul = [name.str.contains("\0", literal=True).fill_null(value=False) for name in names]
+    return frame.select(
+        *required("value"),
+        pl.col("metric").str.len_bytes().fill_null(0).alias("metric_bytes"),
+        # A name may be absent; one that is there may not be empty.
+        pl.min_horizontal(lengths).fill_null(1).alias("shortest_name_bytes"),
+        pl.max_horizontal(lengths).fill_null(0).alias("longest_name_bytes"),
+        pl.sum_horizontal(nul).cast(pl.Int64).alias("nul_characters"),
+    )
+
+
+def _window_measures(frame: pl.DataFrame) -> pl.DataFrame:
+    figures = ("avg_val", "min_val", "max_val", "p50", "p95", "p99")
+    low, mean, high = pl.col("min_val"), pl.col("avg_val"), pl.col("max_val")
+    outside = pl.max_horizontal(low - mean, mean - high, 0.0)
+    scale = pl.max_horizontal(low.abs(), high.abs())
+    disorder = pl.max_horizontal(pl.col("p50") - pl.col("p95"), pl.col("p95") - pl.col("p99"), 0.0)
+    return frame.select(
+        *required("count_n", "m2", "coverage"),
+        pl.max_horizontal([column.abs() for column in required(*figures)]).alias("largest_figure"),
+        # Beyond what a double holds, low minus mean is infinite though both are finite; so divide first.
+        pl.when(outside == 0.0).then(0.0).otherwise(outside / scale).fill_nan(np.inf).alias("mean_outside"),
+        disorder.fill_nan(np.inf).alias("percentile_disorder"),
+    )
+
+
+def _anomaly_measures(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.select(pl.col("severity").fill_null(""), *required("score", "value"))
+
+
+def _kpi_measures(frame: pl.DataFrame) -> pl.DataFrame:
+    value, reason = pl.col("value").cast(pl.Float64), pl.col("reason")
+    is_share = pl.col("kpi").is_in(SHARES)
+    parts = [pl.col(name).cast(pl.Float64).fill_nan(-np.inf) for name in ("numerator", "denominator")]
+    return frame.select(
+        (value.is_null() == reason.is_null()).cast(pl.Int64).alias("unexplained"),
+        # Unknown is not zero: a NULL with a reason is right, NaN never is.
+        value.fill_nan(np.inf),
+        pl.min_horizontal(parts).alias("smallest_part"),
+        pl.when(is_share).then(value.fill_nan(np.inf)).alias("share"),
+    )
+
+
+_MEASURES: Mapping[str, Measures] = {
+    "raw_events": _raw_measures,
+    "normalized_measurements": _measurement_measures,
+    "window_aggregates": _window_measures,
+    "anomalies": _anomaly_measures,
+    "kpis": _kpi_measures,
+}
