@@ -19,7 +19,8 @@ HELP = "From Kafka messages to trustworthy, recomputable numbers in TimescaleDB.
 def build_app() -> typer.Typer:
     """The application with the commands of every module of this package.
 
-    A module gives its commands through ``register(app)``; it imports what is heavy inside its commands.
+    A module gives its commands through ``register(app)``; it imports what is heavy inside its commands. Modules
+    whose name begins with an underscore hold what commands share.
     """
     app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -28,9 +29,8 @@ def build_app() -> typer.Typer:
         """Keeps sub-commands even while there is only one."""
 
     for module in sorted(pkgutil.iter_modules(__path__), key=lambda found: found.name):
-        register = getattr(importlib.import_module(f"{__name__}.{module.name}"), "register", None)
-        if register is not None:
-            register(app)
+        if not module.name.startswith("_"):
+            importlib.import_module(f"{__name__}.{module.name}").register(app)
     return app
 
 

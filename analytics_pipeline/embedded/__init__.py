@@ -8,6 +8,8 @@ from analytics_pipeline.embedded.broker import BrokerServer
 from analytics_pipeline.embedded.ports import PortChoice, choose_port
 from analytics_pipeline.embedded.postgres import PostgresServer
 from analytics_pipeline.embedded.processes import Managed, Supervisor
+from analytics_pipeline.embedded.stack import PreferredPorts, Stack, forget_connections
+from analytics_pipeline.embedded.stop_signals import StopSignals
 from analytics_pipeline.embedded.valkey import ValkeyServer
 
 __all__ = [
@@ -15,7 +17,11 @@ __all__ = [
     "Managed",
     "PortChoice",
     "PostgresServer",
+    "PreferredPorts",
+    "Stack",
+    "StopSignals",
     "Supervisor",
     "ValkeyServer",
     "choose_port",
+    "forget_connections",
 ]

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from analytics_pipeline.embedded import guard
+from analytics_pipeline.embedded.stop_signals import StopSignals
 from analytics_pipeline.errors import EmbeddedServerError
 
 #: What a child started first serves those started later; higher tiers stop first.
@@ -61,9 +62,13 @@ class Managed:
 class Supervisor:
     """Starts children and answers for their end, whatever way this process ends."""
 
-    def __init__(self, log_dir: Path) -> None:
+    def __init__(
+        self, log_dir: Path, *, signals: StopSignals | None = None, until_all_gone: Sequence[int] = ()
+    ) -> None:
+        """``until_all_gone``: file descriptors that stay open, for example locked, until the guard is done."""
         self.log_dir = log_dir
         log_dir.mkdir(parents=True, exist_ok=True)
+        self._signals = signals or StopSignals()
         self._children: list[Managed] = []
         self._lock = threading.RLock()
         self._guard = subprocess.Popen(
@@ -73,6 +78,7 @@ class Supervisor:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
             cwd="/",
+            pass_fds=until_all_gone,
         )
 
     def start(
@@ -88,7 +94,7 @@ class Supervisor:
     ) -> Managed:
         """Start a child whose output goes to ``<log_dir>/<name>.log``. ``env`` adds to this environment."""
         log_file = self.log_dir / f"{name}.log"
-        with self._lock, log_file.open("wb") as log:
+        with self._signals.hold(), self._lock, log_file.open("wb") as log:
             process = subprocess.Popen(
                 list(argv),
                 stdin=subprocess.DEVNULL,
