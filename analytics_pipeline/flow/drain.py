@@ -105,8 +105,7 @@ class Drain:
         floor_us = start_us
         if self._settings.retention_days:
             floor_us = to_us(now - timedelta(days=self._settings.retention_days))
-        bounds = GateBounds(start_us, floor_us, self._settings.future_tolerance_s)
-        return Judge(to_us(now), bounds, self._settings.max_message_bytes, self._settings.allowed_lateness_s)
+        return Judge(to_us(now), GateBounds(start_us, floor_us), self._settings)
 
     def _judge_slice(self, judge: Judge, part: MessageSlice, stored: OffsetsByPartition) -> JudgedSlice:
         domain = self._domains.by_topic.get(part.topic)

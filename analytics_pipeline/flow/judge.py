@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from analytics_pipeline.domains.base import Domain
 from analytics_pipeline.quality.gates import run_gate
-from analytics_pipeline.quality.suites import raw_suite
+from analytics_pipeline.quality.suites import suite_for
 from analytics_pipeline.records import HOUR_US, RAW_EVENTS, BatchHour, DeadLetter, from_us
+from analytics_pipeline.settings import Settings
 from analytics_pipeline.stages.raw import (
     DecodedSlice,
     GateBounds,
@@ -72,12 +73,11 @@ class Judge:
 
     arrived_at_us: int
     bounds: GateBounds
-    max_message_bytes: int
-    allowed_lateness_s: int
+    settings: Settings
 
     def judge(self, messages: MessageSlice, domain: Domain | None, topic_watermark_us: int | None) -> JudgedSlice:
         """``topic_watermark_us``: the topic's watermark before this batch, for counting late rows."""
-        decoded = decode_slice(messages, domain, self.max_message_bytes)
+        decoded = decode_slice(messages, domain, self.settings.max_message_bytes)
         name = domain.name if domain else UNKNOWN_DOMAIN
         refusals = decoded.refusals | self._refused_by_gate(decoded, len(messages), domain)
         keep = np.ones(len(messages), np.bool_)
@@ -85,7 +85,7 @@ class Judge:
         kept = np.flatnonzero(keep)
         accepted = _rows(messages, decoded, kept if refusals else None)
         kafka_us = accepted.kafka_time_us
-        late_before_us = (topic_watermark_us or 0) - self.allowed_lateness_s * 1_000_000
+        late_before_us = (topic_watermark_us or 0) - self.settings.allowed_lateness_s * 1_000_000
         return JudgedSlice(
             messages,
             name,
@@ -103,7 +103,7 @@ class Judge:
         if domain is None or not len(index):
             return {}
         frame = gate_frame(decoded, index, self.arrived_at_us, self.bounds)
-        result = run_gate(raw_suite(domain.name, self.bounds.future_tolerance_s), frame)
+        result = run_gate(suite_for(RAW_EVENTS, domain, self.settings), frame)
         return {
             int(index[row]): Refusal(reason, _gate_error(reason, frame.row(row, named=True)))
             for row, reason in result.reasons.items()
@@ -146,7 +146,7 @@ def _rows(messages: MessageSlice, decoded: DecodedSlice, kept: npt.NDArray[np.in
     if kept is not None:
         offsets, kafka_us, event_us = offsets[kept], kafka_us[kept], event_us[kept]
         rows = kept.tolist()
-        keys, headers, values = ([column[row] for row in rows] for column in (keys, headers, values))  # type: ignore[attr-defined]
+        keys, headers, values = ([column[row] for row in rows] for column in (keys, headers, values))
     return RawRows(
         messages.topic,
         messages.epoch,

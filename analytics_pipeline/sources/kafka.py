@@ -9,8 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from analytics_pipeline.errors import PipelineError
@@ -90,7 +91,7 @@ class LogReader:
             found[topic] = TopicInfo(topic, str(described.topic_id or "") or None, partitions)
         return found
 
-    def _describe(self, topics: Sequence[str]):  # type: ignore[no-untyped-def]
+    def _describe(self, topics: Sequence[str]) -> dict[str, Any]:
         if self._admin is None:
             self._admin = AdminClient(self._settings.kafka_config() | {"log_level": 0})
         return self._admin.describe_topics(TopicCollection(list(topics)), request_timeout=METADATA_TIMEOUT_S)
@@ -162,7 +163,7 @@ class LogReader:
         self._advance(slices)
         return [part for part in slices.values() if part.next_offset > part.from_offset]
 
-    def _take(self, chunk: Iterable[Message], slices: dict[TopicPartitionKey, MessageSlice]) -> tuple[int, int]:
+    def _take(self, chunk: Iterable[Any], slices: dict[TopicPartitionKey, MessageSlice]) -> tuple[int, int]:
         taken = size = 0
         for message in chunk:
             error = message.error()
@@ -188,9 +189,7 @@ class LogReader:
         slices[key] = part
         return part
 
-    def _take_error(
-        self, message: Message, error: KafkaError, slices: dict[TopicPartitionKey, MessageSlice]
-    ) -> None:
+    def _take_error(self, message: Any, error: KafkaError, slices: dict[TopicPartitionKey, MessageSlice]) -> None:
         code = error.code()
         key = (message.topic(), message.partition())
         if code == KafkaError._PARTITION_EOF:

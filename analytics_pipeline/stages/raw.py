@@ -158,7 +158,6 @@ class GateBounds:
 
     start_us: int
     retention_floor_us: int
-    future_tolerance_s: int
 
 
 def gate_frame(

@@ -66,6 +66,17 @@ def add_marks(connection: Connection, marks: Iterable[Mark]) -> None:
             )
 
 
+def add_mark(connection: Connection, mark: Mark) -> int:
+    """Ask for work; returns the mark's id."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO pending_mark (asset, hour, domain, scope, reason) VALUES (%s, %s, %s, %s::bigint[], %s) "
+            "RETURNING mark_id",
+            (mark.asset, mark.hour, mark.domain, mark.scope and list(mark.scope), mark.reason),
+        )
+        return int(cursor.fetchone()[0])
+
+
 def mark_later_hours(
     connection: Connection, asset: DerivedName, hour: datetime, reach_h: int, domain: str, reason: str
 ) -> None:

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from psycopg2.extras import execute_values
 
-from analytics_pipeline.records import HOUR
+from analytics_pipeline.records import HOUR, to_us
 from analytics_pipeline.storage.binary_copy import (
     POSTGRES_EPOCH_US,
     SIGNATURE,
@@ -189,3 +190,38 @@ def _read(connection: Connection, query: str, parameters: Sequence[Any]) -> Stor
         columns["event_time"],
         payloads,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a dead letter needs to know of a raw event beyond what computing reads."""
+
+    topic: str
+    epoch: int
+    key: bytes | None
+    headers: Headers
+    arrived_at_us: int
+    batch_id: int
+
+
+def read_origins(connection: Connection, raw: StoredRows, rows: Sequence[int]) -> dict[int, Origin]:
+    """Topic, key, headers and arrival of some rows, by their place in ``raw``."""
+    if not rows:
+        return {}
+    wanted = [(row, int(raw.log_id[row]), int(raw.partition[row]), int(raw.offset[row])) for row in rows]
+    with connection.cursor() as cursor:
+        found = execute_values(
+            cursor,
+            "SELECT v.place, r.topic, r.epoch, r.key, r.headers, r.arrived_at, r.batch_id "
+            'FROM (VALUES %s) v (place, log_id, partition, "offset") JOIN kafka_log l USING (log_id) '
+            "JOIN raw_events r ON r.topic = l.topic AND r.epoch = l.epoch AND r.partition = v.partition "
+            'AND r."offset" = v."offset"',
+            wanted,
+            template="(%s, %s, %s, %s::bigint)",
+            page_size=1000,
+            fetch=True,
+        )
+    return {
+        place: Origin(topic, epoch, None if key is None else bytes(key), headers, to_us(arrived), batch)
+        for place, topic, epoch, key, headers, arrived, batch in found
+    }

@@ -1,0 +1,153 @@
+"""How the pipeline stands, read in one snapshot, for people and for their scripts. Changes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from analytics_pipeline.records import DERIVED
+from analytics_pipeline.storage.engine import Connection
+
+DEAD_LETTER_REASONS_SHOWN = 10
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionLag:
+    """Where one Kafka partition stands. ``lag_messages`` None: its end was never seen."""
+
+    topic: str
+    partition: int
+    epoch: int
+    next_offset: int
+    high_offset: int | None
+    watermark: datetime | None
+    updated_at: datetime
+
+    @property
+    def lag_messages(self) -> int | None:
+        return None if self.high_offset is None else max(0, self.high_offset - self.next_offset)
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What is pending for one asset. A pair is an (hour, domain). Quarantined pairs are not counted here."""
+
+    asset: str
+    hours: int
+    pairs: int
+    marks: int
+    oldest_mark_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class GatedPair:
+    """An (asset, hour, domain) that was refused as a whole, or that a person released from that."""
+
+    asset: str
+    hour: datetime
+    domain: str
+    status: str
+    rows_seen: int
+    rows_failed: int
+    marks: int
+    updated_at: datetime
+    detail: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class FailedHour:
+    """An hour whose last run failed, and when it is tried again."""
+
+    hour: datetime
+    attempt: int
+    next_try_at: datetime
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """Everything that ``analytics-pipeline status`` shows. Ages are against ``now``, the database's clock."""
+
+    now: datetime
+    partitions: tuple[PartitionLag, ...]
+    last_batch_at: datetime | None
+    #: Newest event whose window is final, by domain: the watermark less the allowed lateness.
+    final_until: dict[str, datetime]
+    waiting: tuple[Waiting, ...]
+    gated: tuple[GatedPair, ...]
+    failed: tuple[FailedHour, ...]
+    open_gaps: int
+    dead_letters_last_day: dict[str, int]
+
+
+def read_overview(conn: Connection) -> Overview:
+    """All of it as of one moment."""
+    with conn.cursor() as cursor:
+        cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        cursor.execute("SELECT now(), (SELECT max(committed_at) FROM ingest_batch)")
+        now, last_batch_at = cursor.fetchone()
+        cursor.execute("SELECT domain, final_until FROM domain_watermark WHERE final_until IS NOT NULL ORDER BY 1")
+        final_until = dict(cursor.fetchall())
+        cursor.execute("SELECT count(*) FROM offset_gap WHERE accepted_at IS NULL")
+        open_gaps = int(cursor.fetchone()[0])
+        cursor.execute(
+            "SELECT reason, count(*) FROM dead_letters WHERE hour > now() - interval '1 day' "
+            "GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT %s",
+            (DEAD_LETTER_REASONS_SHOWN,),
+        )
+        dead_letters = dict(cursor.fetchall())
+    return Overview(
+        now,
+        read_partitions(conn),
+        last_batch_at,
+        final_until,
+        _waiting(conn),
+        tuple(pair for pair in read_gated(conn) if pair.status == "quarantined"),
+        _failed(conn),
+        open_gaps,
+        dead_letters,
+    )
+
+
+def read_partitions(conn: Connection) -> tuple[PartitionLag, ...]:
+    """Every Kafka partition that was ever drained, by topic and number."""
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "SELECT topic, partition, epoch, next_offset, high_offset, watermark_time, updated_at "
+            "FROM kafka_offset ORDER BY topic, partition"
+        )
+        return tuple(PartitionLag(*row) for row in cursor.fetchall())
+
+
+def _waiting(conn: Connection) -> tuple[Waiting, ...]:
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "SELECT asset, count(DISTINCT hour), count(*), sum(marks)::bigint, min(oldest) FROM "
+            "(SELECT asset, hour, domain, count(*) AS marks, min(created_at) AS oldest, max(mark_id) AS newest "
+            "FROM pending_mark GROUP BY 1, 2, 3) m LEFT JOIN partition_state s USING (asset, hour, domain) "
+            "WHERE s.status IS DISTINCT FROM 'quarantined' OR m.newest > s.evaluated_mark_id GROUP BY asset"
+        )
+        waiting = [Waiting(*row) for row in cursor.fetchall()]
+    return tuple(sorted(waiting, key=lambda one: DERIVED.index(one.asset)))  # type: ignore[arg-type]
+
+
+def read_gated(conn: Connection) -> tuple[GatedPair, ...]:
+    """Pairs in quarantine, and pairs that were released and not evaluated since, by hour."""
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "SELECT s.asset, s.hour, s.domain, s.status, s.rows_seen, s.rows_failed, count(m.mark_id), "
+            "s.updated_at, s.detail FROM partition_state s LEFT JOIN pending_mark m USING (asset, hour, domain) "
+            "WHERE s.status <> 'open' GROUP BY s.asset, s.hour, s.domain ORDER BY s.hour, s.asset, s.domain"
+        )
+        return tuple(GatedPair(*row) for row in cursor.fetchall())
+
+
+def _failed(conn: Connection) -> tuple[FailedHour, ...]:
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "SELECT c.hour, c.attempt, c.next_try_at, c.last_error FROM hour_claim c "
+            "WHERE c.last_error IS NOT NULL AND EXISTS (SELECT FROM pending_mark m WHERE m.hour = c.hour) "
+            "ORDER BY c.attempt DESC, c.hour"
+        )
+        return tuple(FailedHour(*row) for row in cursor.fetchall())
