@@ -3,7 +3,8 @@
 Plain Python on purpose: no numpy, no polars, and nothing of the package but the names of its formulas'
 constants, repeated here by hand. One message after the other, one window after the other.
 
-Not compared bit for bit: averages and M2 are exact sums here (`math.fsum`), percentiles exact order statistics.
+Not compared bit for bit: averages and M2 are exact sums here (`math.fsum`; see `m2_tolerance`), percentiles
+exact order statistics.
 """
 
 from __future__ import annotations
@@ -162,6 +163,15 @@ def percentile(values: Iterable[float], rank: float) -> float:
     """The value at the lower rank: floor(rank (n - 1)) of the sorted values."""
     ordered = sorted(values)
     return ordered[math.floor(rank * (len(ordered) - 1))]
+
+
+def m2_tolerance(n: int, m2: float, largest: float) -> float:
+    """How far a merged M2 may be off: parts store their means as doubles, each rounded by half a unit.
+
+    Moving the means by e moves ``sum n_i (mean_i - mean)^2`` by at most ``2 e sqrt(n M2) + n e^2``.
+    """
+    off = 4 * math.ulp(largest)
+    return 2 * off * math.sqrt(n * m2) + n * off * off + 1e-10 * m2
 
 
 def anomalies(messages: Iterable[Message], base_s: int, limits: Limits) -> list[Anomaly]:
