@@ -79,7 +79,8 @@ class KafkaServer:
 
     def create_topic(self, name: str, partitions: int) -> None:
         """Create a topic and return when it exists."""
-        for future in self.admin().create_topics([NewTopic(name, partitions, 1)]).values():
+        admin = self.admin()  # held: its futures fail when it is collected
+        for future in admin.create_topics([NewTopic(name, partitions, 1)]).values():
             future.result(timeout=20)
 
 

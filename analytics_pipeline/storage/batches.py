@@ -81,10 +81,11 @@ def batches_after(connection: Connection, batch_id: int, limit: int = 1000) -> l
 
 def late_rows(connection: Connection, hour: datetime, domain: str, batch_ids: Sequence[int] | None) -> int:
     """Rows of an hour that came behind the allowed lateness; of some batches, or of all (None)."""
+    wanted = None if batch_ids is None else list(batch_ids)
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT coalesce(sum(late_rows), 0) FROM ingest_batch_hour WHERE hour = %s AND domain = %s "
             "AND (%s::bigint[] IS NULL OR batch_id = ANY(%s))",
-            (hour, domain, batch_ids, batch_ids),
+            (hour, domain, wanted, wanted),
         )
         return int(cursor.fetchone()[0])
