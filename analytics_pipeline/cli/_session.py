@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -41,8 +42,10 @@ class Session:
 
 
 @contextmanager
-def open_session(state_dir: Path, say: Callable[[str], None]) -> Iterator[Session]:
-    """Servers, schema and topics, ready; on leaving, everything stops. Ctrl-C and SIGTERM raise KeyboardInterrupt.
+def open_session(state_dir: Path, say: Callable[[str], None], *, fresh: bool = False) -> Iterator[Session]:
+    """Servers, schema and topics, ready; on leaving, everything stops. Ctrl-C, SIGTERM raise KeyboardInterrupt.
+
+    ``fresh``: begin with an empty database.
 
     Raises:
         EmbeddedServerError: a server did not start, or another stack uses the same folder.
@@ -51,6 +54,8 @@ def open_session(state_dir: Path, say: Callable[[str], None]) -> Iterator[Sessio
     state_dir.mkdir(parents=True, exist_ok=True)
     signals = StopSignals()
     with signals.installed(), _locked(state_dir / "lock", say) as lock:
+        if fresh:
+            shutil.rmtree(state_dir / "postgres", ignore_errors=True)
         supervisor = Supervisor(state_dir / "logs", signals=signals, until_all_gone=[lock])
         try:
             yield _start(supervisor, state_dir, say)
