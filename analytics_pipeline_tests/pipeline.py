@@ -30,7 +30,8 @@ DERIVED_TABLES = {
     "anomalies": "bucket_start, window_s, series_id, detector, anomaly_id, severity, value, score, detail::text",
     "kpis": "bucket_start, window_s, domain, tenant_id, factory_id, machine_id, kpi, value, numerator, "
     "denominator, unit, reason",
-    "dead_letters": 'topic, epoch, partition, "offset", ordinal, stage, hour, domain, reason, encode(payload, 'hex'), event_time',
+    "dead_letters": 'topic, epoch, partition, "offset", ordinal, stage, hour, domain, reason, '
+    "encode(payload, 'hex'), event_time",
 }
 
 
