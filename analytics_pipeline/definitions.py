@@ -10,6 +10,7 @@ from dagster import BetaWarning, Definitions, PreviewWarning, in_process_executo
 
 from analytics_pipeline.orchestration.assets import build_assets
 from analytics_pipeline.orchestration.resources import Pipeline
+from analytics_pipeline.orchestration.sensors import build_drain_sensor
 from analytics_pipeline.settings import Settings, load_settings
 
 
@@ -21,6 +22,7 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> Definitio
     settings: Settings = resources["pipeline"].settings
     return Definitions(
         assets=build_assets(settings),
+        sensors=[build_drain_sensor(settings)],
         resources=resources,
         # Celery's prefork children may have no children of their own; and a step is not worth a process.
         executor=in_process_executor,

@@ -63,51 +63,43 @@ def hours_of_run(tags: Mapping[str, str]) -> Sequence[datetime]:
 def materialize_hours(context: AssetExecutionContext, compute: Compute, extra: Extra) -> Iterator[Event]:
     """Compute each hour of the run and report it. ``extra`` adds metadata to a materialization.
 
-    An hour that fails does not stop the others; the step fails in the end.
+    An hour that fails does not stop the others; the step fails in the end. What a live run quarantines does not
+    even stop the next assets: the other domains and hours of the run go on to them.
 
     Raises:
         Failure: hours were quarantined or failed; those are not materialized.
     """
+    mode = mode_of_run(context.run.tags)
     hours = hours_of_run(context.run.tags)
-    if len(hours) == 1:
-        yield from _single_hour(context, hours[0], compute, extra)
-        return
-    failed = _Failures()
+    tally = _Tally(hours=len(hours))
     for hour in hours:
         try:
             outcome = compute(hour)
-        except (psycopg2.OperationalError, psycopg2.InterfaceError):
-            raise  # the database is out of reach: the other hours would wait for it in vain
         except Exception as error:
-            context.log.exception(f"{key_of(hour)} failed")  # and raised again as the step's failure
-            failed.errors[key_of(hour)] = error
+            if len(hours) == 1 or isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError):
+                raise  # the database is out of reach: the other hours would wait for it in vain
+            context.log.exception(f"{key_of(hour)} failed")  # and is raised again as the step's failure
+            tally.errors[key_of(hour)] = error
             continue
-        if not outcome.quarantined:
-            yield _materialization(outcome, extra)
-        else:
-            failed.quarantined[key_of(hour)] = outcome.quarantined
-        yield verdict(outcome, context.instance)
-    failed.raise_if_any(len(hours))
-    yield _output_without_materialization()
-
-
-def _single_hour(
-    context: AssetExecutionContext, hour: datetime, compute: Compute, extra: Extra
-) -> Iterator[Event]:
-    outcome = compute(hour)
-    if not outcome.quarantined:
-        # Left to Dagster, which adds code and data versions.
-        yield MaterializeResult(metadata=outcome_metadata(outcome) | extra(outcome))
-        yield verdict(outcome, context.instance)
-        return
-    yield verdict(outcome, context.instance)
-    log.error("quarantined", asset=outcome.asset, hour=key_of(hour), domains=outcome.quarantined)
-    others_wrote = len(outcome.quarantined) < len(outcome.domains)
-    if others_wrote and mode_of_run(context.run.tags) == "incremental":
-        # The other domains of the hour go on to the next assets in this very run.
+        tally.add(outcome)
+        if mode == "incremental" and not outcome.domains:
+            continue  # no marks, nothing written: nothing to report
+        yield from _report(context, outcome, extra, alone=len(hours) == 1)
+    tally.raise_if_failed(mode)
+    if not (len(hours) == 1 and tally.materialized):
         yield _output_without_materialization()
-        return
-    raise Failure(_quarantine_text(key_of(hour), outcome.quarantined), allow_retries=False)
+
+
+def _report(context: AssetExecutionContext, outcome: HourOutcome, extra: Extra, *, alone: bool) -> Iterator[Event]:
+    if outcome.quarantined:
+        log.error("quarantined", asset=outcome.asset, hour=key_of(outcome.hour), domains=list(outcome.quarantined))
+    elif alone:
+        # Left to Dagster, which adds code and data versions. It does so for all partitions of a run alike,
+        # hence not for ranges.
+        yield MaterializeResult(metadata=outcome_metadata(outcome) | extra(outcome))
+    else:
+        yield _materialization(outcome, extra)
+    yield verdict(outcome, context.instance)
 
 
 def _materialization(outcome: HourOutcome, extra: Extra) -> AssetMaterialization:
@@ -132,17 +124,30 @@ def _quarantine_text(key: str, domains: Sequence[str]) -> str:
 
 
 @dataclass
-class _Failures:
+class _Tally:
+    """What became of the hours of a run."""
+
+    hours: int
+    materialized: int = 0
+    wrote: bool = False
     quarantined: dict[str, Sequence[str]] = field(default_factory=dict)
     errors: dict[str, Exception] = field(default_factory=dict)
 
-    def raise_if_any(self, hours: int) -> None:
+    def add(self, outcome: HourOutcome) -> None:
+        self.wrote = self.wrote or len(outcome.quarantined) < len(outcome.domains)
+        if outcome.quarantined:
+            self.quarantined[key_of(outcome.hour)] = outcome.quarantined
+        elif outcome.mode == "full" or outcome.domains:
+            self.materialized += 1
+
+    def raise_if_failed(self, mode: Mode) -> None:
         if not self.quarantined and not self.errors:
+            return
+        if mode == "incremental" and self.wrote and not self.errors:
             return
         lines = [_quarantine_text(key, domains) for key, domains in self.quarantined.items()]
         lines += [f"{key}: {error}" for key, error in self.errors.items()]
         shown = "\n".join(lines[:ERRORS_SHOWN])
-        raise Failure(
-            f"{len(lines)} of {hours} hours were not materialized, the others were:\n{shown}",
-            allow_retries=False,
-        ) from next(iter(self.errors.values()), None)
+        if self.hours > 1:
+            shown = f"{len(lines)} of {self.hours} hours were not materialized, the others were:\n{shown}"
+        raise Failure(shown, allow_retries=False) from next(iter(self.errors.values()), None)

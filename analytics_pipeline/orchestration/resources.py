@@ -10,7 +10,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from analytics_pipeline.records import DrainOutcome, HourOutcome, Mode
+from analytics_pipeline.records import DerivedName, DrainOutcome, HourOutcome, Mode
 from analytics_pipeline.settings import Settings
 from analytics_pipeline.storage.engine import Connection, connection, engine_for
 
@@ -41,7 +41,7 @@ class Pipeline:
         with connection(self.engine) as conn:
             yield conn
 
-    def derive(self, asset: str, hour: datetime, mode: Mode, run_id: str) -> HourOutcome:
+    def derive(self, asset: DerivedName, hour: datetime, mode: Mode, run_id: str) -> HourOutcome:
         """One hour of a derived asset, committed."""
         return _deriver(self.settings, os.getpid()).derive(asset, hour, mode, run_id)
 

@@ -1,0 +1,121 @@
+"""The Celery app of the workers. Warm: what a run needs is imported before the first run arrives.
+
+One slot serves live data and nothing else; any number of others take everything else:
+
+    celery -A analytics_pipeline.orchestration.celery_app worker -Q live -c 1 -n live@%h
+    celery -A analytics_pipeline.orchestration.celery_app worker -Q backfill -c 2 -n backfill@%h
+"""
+
+from __future__ import annotations
+
+import importlib
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import structlog
+from celery import Celery, signals
+from dagster import DagsterInstance, DagsterRunStatus
+from dagster._cli.api import _execute_run_command_body
+from dagster._grpc.types import ExecuteRunArgs
+from dagster._serdes import unpack_value
+from dagster._utils.interrupts import capture_interrupts
+from dagster_celery.config import TASK_EXECUTE_JOB_NAME
+from dagster_celery.make_app import make_app
+
+from analytics_pipeline.orchestration import heartbeat
+from analytics_pipeline.orchestration.celery_settings import CELERY_CONFIG
+from analytics_pipeline.orchestration.tags import BACKFILL_QUEUE
+from analytics_pipeline.settings import load_settings
+
+log = structlog.get_logger(__name__)
+
+#: Imported by the parent, inherited by its children. The libraries only: whoever starts polars' threads before
+#: the fork leaves its children with locks that nobody opens.
+PRELOADED = (
+    "analytics_pipeline.definitions",
+    "analytics_pipeline.flow.derive",
+    "analytics_pipeline.flow.rebuild_raw",
+    "great_expectations",
+    "polars",
+    "dagster_postgres",
+)
+
+#: A connection of Dagster's storage is used again for this long.
+POOL_RECYCLE_S = 3600
+STORAGE_STATEMENT_TIMEOUT_MS = 60_000
+
+_settings = load_settings()
+app: Celery = make_app(  # type: ignore[no-untyped-call]
+    {
+        "broker": _settings.celery_broker_url,
+        "backend": _settings.celery_result_backend,
+        "config_source": CELERY_CONFIG,
+        "task_default_queue": BACKFILL_QUEUE,
+    }
+)
+
+
+@signals.worker_init.connect  # type: ignore[untyped-decorator]
+def _import_before_fork(**_: Any) -> None:
+    for module in PRELOADED:
+        importlib.import_module(module)
+
+
+@signals.worker_process_init.connect  # type: ignore[untyped-decorator]
+def _warm_up_child(**_: Any) -> None:
+    """Pay for the first gate, the first plan and the first connections before the first run."""
+    from analytics_pipeline.definitions import defs
+    from analytics_pipeline.quality.gates import warm_up
+
+    try:
+        defs.get_repository_def()
+        _instance().get_runs_count()
+        warm_up()
+    except Exception:
+        log.exception("warm-up failed; the first run will be slower, or say why")
+
+
+@lru_cache(maxsize=1)
+def _instance() -> DagsterInstance:
+    """This child's instance, kept from run to run, with connections that stay open."""
+    instance = DagsterInstance.get()
+    instance.optimize_for_webserver(
+        statement_timeout=STORAGE_STATEMENT_TIMEOUT_MS, pool_recycle=POOL_RECYCLE_S, max_overflow=-1
+    )
+    return instance
+
+
+@app.task(bind=True, name=TASK_EXECUTE_JOB_NAME, track_started=True)  # type: ignore[untyped-decorator]
+def execute_job(_self: Any, execute_job_args_packed: Any) -> int:
+    """Execute one Dagster run in this process, giving signs of life, and ending when asked to."""
+    run_id = unpack_value(execute_job_args_packed, as_type=ExecuteRunArgs).run_id
+    instance = _instance()
+    run = instance.get_run_by_id(run_id)
+    if run is None or run.status is not DagsterRunStatus.STARTING:
+        # Canceled or failed while it was queued, or delivered a second time.
+        log.info("run left alone", run_id=run_id, status=run.status.value if run else "deleted")
+        return 0
+    client = heartbeat.connect(_settings.celery_broker_url)
+
+    def report_killed() -> None:
+        stopped = instance.get_run_by_id(run_id)
+        if stopped is not None and not stopped.is_finished:
+            instance.report_run_canceled(stopped, "Did not stop within its time; the worker process was killed.")
+
+    with _signals_kept(), heartbeat.signs_of_life(client, run_id, report_killed), capture_interrupts():
+        return int(_execute_run_command_body(run_id, instance, lambda _event: None, True))
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Dagster sets the handler of SIGTERM to that of SIGINT, which Celery's children ignore: they could not be
+    stopped any more after their first run."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

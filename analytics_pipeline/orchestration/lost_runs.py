@@ -1,0 +1,51 @@
+"""Fails runs that can no longer begin: queued once, and gone from the queue. Run monitoring does not see them.
+
+A run waits in the queue with the status "starting", as long as it takes. When Valkey restarts empty, or a worker
+dies between fetching and beginning, it would wait for ever, and its hours with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+import structlog
+from dagster import DagsterInstance, DagsterRunStatus
+
+from analytics_pipeline.orchestration.runs import UnfinishedRun
+
+log = structlog.get_logger(__name__)
+
+#: Younger runs may still be on their way into the queue, or from the queue to a worker.
+LOOK_AFTER = timedelta(seconds=20)
+
+#: Suspects of the last look: a run must be missing twice, since it may be just between queue and worker.
+_suspects: set[str] = set()
+
+
+def fail_lost(instance: DagsterInstance, unfinished: Sequence[UnfinishedRun], now: datetime) -> list[str]:
+    """Fail the runs that are lost, and return their ids."""
+    old = [
+        run for run in unfinished if run.status is DagsterRunStatus.STARTING and now - run.created_at > LOOK_AFTER
+    ]
+    # Not imported by name: the launcher brings Celery along, which a code location rarely needs.
+    is_lost = getattr(instance.run_launcher, "is_lost", None) if old else None
+    if is_lost is None:
+        _suspects.clear()
+        return []
+    missing = set()
+    for view in old:
+        run = instance.get_run_by_id(view.run_id)
+        if run is not None and is_lost(run):
+            missing.add(view.run_id)
+    lost = sorted(missing & _suspects)
+    for run_id in lost:
+        run = instance.get_run_by_id(run_id)
+        if run is not None and run.status is DagsterRunStatus.STARTING:
+            log.warning("run lost on its way to a worker", run_id=run_id)
+            instance.report_run_failed(
+                run, "Its task is in no queue and with no worker: it cannot begin any more."
+            )
+    _suspects.clear()
+    _suspects.update(missing - set(lost))
+    return lost

@@ -1,0 +1,185 @@
+"""Which runs to ask for, from what is pending, claimed and under way. Pure: the time arrives as an argument.
+
+Recent hours run alone on the queue ``live``; older ones as ranges on ``backfill``. An hour that failed is asked
+for again alone, after growing pauses, so that it takes no neighbour down with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from enum import Enum
+
+from analytics_pipeline.orchestration.partitions import HourRange, contiguous, last_partition_hour
+from analytics_pipeline.orchestration.tags import BACKFILL_QUEUE, LIVE_QUEUE
+from analytics_pipeline.records import DERIVED, HOUR, DerivedName, PendingHour, hour_of
+from analytics_pipeline.storage.claims import HourClaim
+
+#: A run appears within a second of its request; the daemon that would have made it died, or forgot.
+LOST_AFTER = timedelta(seconds=30)
+
+FIRST_PAUSE = timedelta(seconds=5)
+LONGEST_PAUSE = timedelta(minutes=10)
+
+#: Range runs under way at once: enough for a few workers, few enough that a person's backfill is not far behind.
+MAX_RANGES_UNDER_WAY = 4
+MAX_REQUESTS_PER_TICK = 6
+
+LOST = "the run was asked for and never appeared"
+LEFT_MARKS = "the run succeeded and left its marks"
+
+
+class RunState(Enum):
+    """What became of the run of a claim."""
+
+    UNDER_WAY = "under way"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedRun:
+    """The run of a claim."""
+
+    state: RunState
+    ended_at: datetime | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """All that a plan rests on.
+
+    Attributes:
+        runs: the runs of the claims, by claim.
+        busy: hours of unfinished runs that must not be asked for now.
+        ranges_under_way: unfinished runs of the sensor on the queue ``backfill``.
+    """
+
+    now: datetime
+    first_hour: datetime
+    pending: Sequence[PendingHour]
+    claims: Mapping[datetime, HourClaim]
+    runs: Mapping[str, ClaimedRun]
+    busy: frozenset[datetime]
+    ranges_under_way: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A run to ask for."""
+
+    hours: HourRange
+    assets: tuple[DerivedName, ...]
+    claim: str
+    attempt: int
+    queue: str
+
+
+@dataclass
+class Plan:
+    """What to ask for, what to write down, and why the rest waits."""
+
+    requests: list[Request] = field(default_factory=list)
+    claims: list[HourClaim] = field(default_factory=list)
+    settled: list[datetime] = field(default_factory=list)
+    busy: int = 0
+    waiting: list[HourClaim] = field(default_factory=list)
+    beyond_cap: int = 0
+    outside: list[datetime] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    pending: PendingHour
+    attempt: int
+    error: str | None
+
+
+def pause_after(attempt: int) -> timedelta:
+    """How long an hour rests after its n-th failure in a row."""
+    doubled: int = 2 ** min(attempt - 1, 20)
+    return min(FIRST_PAUSE * doubled, LONGEST_PAUSE)
+
+
+def make_plan(situation: Situation, new_claim: Callable[[], str]) -> Plan:
+    """The plan of one tick. ``new_claim`` gives a word never used before."""
+    plan = Plan()
+    ready = [one for hour in situation.pending if (one := _judge(hour, situation, plan)) is not None]
+    live_from = hour_of(situation.now) - HOUR
+    for one in ready:
+        if one.pending.hour >= live_from:
+            hours = HourRange(one.pending.hour, one.pending.hour)
+            _ask(plan, situation.now, hours, [one], LIVE_QUEUE, new_claim())
+    _ask_for_older(plan, situation, [one for one in ready if one.pending.hour < live_from], new_claim)
+    still_pending = {hour.hour for hour in situation.pending}
+    plan.settled = [
+        hour
+        for hour, claim in situation.claims.items()
+        if hour not in still_pending and _state(situation, claim) is not RunState.UNDER_WAY
+    ]
+    return plan
+
+
+def _state(situation: Situation, claim: HourClaim) -> RunState | None:
+    run = situation.runs.get(claim.claim)
+    return run.state if run else None
+
+
+def _judge(hour: PendingHour, situation: Situation, plan: Plan) -> _Ready | None:
+    """Whether an hour may be asked for now; else the plan says why not."""
+    if not situation.first_hour <= hour.hour <= last_partition_hour(situation.now):
+        plan.outside.append(hour.hour)
+        return None
+    claim = situation.claims.get(hour.hour)
+    run = situation.runs.get(claim.claim) if claim else None
+    appearing = claim is not None and run is None and situation.now < claim.requested_at + LOST_AFTER
+    if appearing or hour.hour in situation.busy or (run and run.state is RunState.UNDER_WAY):
+        plan.busy += 1
+        return None
+    if claim is None:
+        return _Ready(hour, 1, None)
+    if run is None:
+        return _Ready(hour, claim.attempt + 1, LOST)  # it waited long enough already
+    if run.state is RunState.SUCCEEDED and hour.newest_mark_at >= claim.requested_at:
+        return _Ready(hour, 1, None)  # something new arrived meanwhile
+    failure = run if run.state is RunState.FAILED else replace(run, error=LEFT_MARKS)
+    return _after_failure(hour, claim, failure, situation.now, plan)
+
+
+def _after_failure(
+    hour: PendingHour, claim: HourClaim, run: ClaimedRun, now: datetime, plan: Plan
+) -> _Ready | None:
+    next_try_at = (run.ended_at or claim.requested_at) + pause_after(claim.attempt)
+    failed = replace(claim, next_try_at=next_try_at, last_error=run.error or "the run failed")
+    if now >= next_try_at:
+        return _Ready(hour, claim.attempt + 1, failed.last_error)
+    if failed != claim:
+        plan.claims.append(failed)
+    plan.waiting.append(failed)
+    return None
+
+
+def _ask_for_older(
+    plan: Plan, situation: Situation, ready: Sequence[_Ready], new_claim: Callable[[], str]
+) -> None:
+    by_hour = {one.pending.hour: one for one in ready}
+    alone = [HourRange(hour, hour) for hour, one in by_hour.items() if one.attempt > 1]
+    together = contiguous(hour for hour, one in by_hour.items() if one.attempt == 1)
+    room = max(0, MAX_RANGES_UNDER_WAY - situation.ranges_under_way)
+    room = min(room, MAX_REQUESTS_PER_TICK - len(plan.requests))
+    # Oldest first: what looks back from a later hour is then computed once.
+    ranges = sorted([*alone, *together], key=lambda hours: hours.first)
+    for hours in ranges[:room]:
+        _ask(plan, situation.now, hours, [by_hour[hour] for hour in hours], BACKFILL_QUEUE, new_claim())
+    plan.beyond_cap = sum(len(hours) for hours in ranges[room:])
+
+
+def _ask(plan: Plan, now: datetime, hours: HourRange, ready: Sequence[_Ready], queue: str, claim: str) -> None:
+    first = min(DERIVED.index(one.pending.assets[0]) for one in ready)
+    attempt = max(one.attempt for one in ready)
+    plan.requests.append(Request(hours, DERIVED[first:], claim, attempt, queue))
+    plan.claims += [
+        HourClaim(one.pending.hour, claim, one.attempt, now, now + LOST_AFTER, one.error) for one in ready
+    ]

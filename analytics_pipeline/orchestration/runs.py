@@ -1,0 +1,97 @@
+"""What runs are under way and what became of those the sensor asked for: Dagster's runs, read for the planning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from dagster import DagsterInstance, DagsterRunStatus, RunRecord, RunsFilter
+
+from analytics_pipeline.orchestration.partitions import HourRange, range_of_run
+from analytics_pipeline.orchestration.planning import ClaimedRun, RunState
+from analytics_pipeline.orchestration.tags import BACKFILL_QUEUE, CLAIM_TAG, PARENT_RUN_TAG, QUEUE_TAG
+
+UNFINISHED = (
+    DagsterRunStatus.QUEUED,
+    DagsterRunStatus.NOT_STARTED,
+    DagsterRunStatus.MANAGED,
+    DagsterRunStatus.STARTING,
+    DagsterRunStatus.STARTED,
+    DagsterRunStatus.CANCELING,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class UnfinishedRun:
+    """One run that may still write."""
+
+    run_id: str
+    status: DagsterRunStatus
+    hours: HourRange | None
+    #: Of the sensor's own request; None for a person's run, a backfill's and a re-execution.
+    claim: str | None
+    queue: str
+    created_at: datetime
+
+
+def unfinished_runs(instance: DagsterInstance) -> list[UnfinishedRun]:
+    """Every run that has not ended."""
+    return [_view(record) for record in instance.get_run_records(RunsFilter(statuses=list(UNFINISHED)))]
+
+
+def _view(record: RunRecord) -> UnfinishedRun:
+    tags = record.dagster_run.tags
+    return UnfinishedRun(
+        run_id=record.dagster_run.run_id,
+        status=record.dagster_run.status,
+        hours=range_of_run(tags),
+        claim=None if PARENT_RUN_TAG in tags else tags.get(CLAIM_TAG),
+        queue=tags.get(QUEUE_TAG, BACKFILL_QUEUE),
+        created_at=record.create_timestamp.astimezone(UTC),
+    )
+
+
+def busy_hours(runs: Iterable[UnfinishedRun], live_from: datetime) -> frozenset[datetime]:
+    """Hours that need not be asked for, because an unfinished run covers them.
+
+    A live hour waits for nobody's backfill: its lock keeps both right, and only a run of that hour alone that
+    has begun is worth waiting for.
+    """
+    busy: set[datetime] = set()
+    for run in runs:
+        if run.hours is None:
+            continue
+        soon = run.claim is not None or (len(run.hours) == 1 and run.status is DagsterRunStatus.STARTED)
+        busy.update(hour for hour in run.hours if soon or hour < live_from)
+    return frozenset(busy)
+
+
+def ranges_under_way(runs: Iterable[UnfinishedRun]) -> int:
+    """Unfinished runs of the sensor on the backfill queue."""
+    return sum(run.claim is not None and run.queue == BACKFILL_QUEUE for run in runs)
+
+
+def claimed_runs(
+    instance: DagsterInstance, unfinished: Sequence[UnfinishedRun], claims: Iterable[str]
+) -> dict[str, ClaimedRun]:
+    """What became of the run of each claim. A claim whose run does not exist is left out."""
+    found = {run.claim: ClaimedRun(RunState.UNDER_WAY) for run in unfinished if run.claim}
+    ended = sorted(set(claims) - found.keys())
+    if ended:
+        for record in instance.get_run_records(RunsFilter(tags={CLAIM_TAG: ended})):
+            run = record.dagster_run
+            if PARENT_RUN_TAG not in run.tags:
+                found[run.tags[CLAIM_TAG]] = _ended(record)
+    return found
+
+
+def _ended(record: RunRecord) -> ClaimedRun:
+    run = record.dagster_run
+    ended_at = datetime.fromtimestamp(record.end_time, UTC) if record.end_time else None
+    if not run.is_finished:
+        return ClaimedRun(RunState.UNDER_WAY)
+    if run.status is DagsterRunStatus.SUCCESS:
+        return ClaimedRun(RunState.SUCCEEDED, ended_at)
+    word = "was terminated" if run.status is DagsterRunStatus.CANCELED else "failed"
+    return ClaimedRun(RunState.FAILED, ended_at, f"run {run.run_id} {word}")

@@ -1,0 +1,197 @@
+"""``drain_kafka``: each tick drains, reports what was drained, and asks for runs for what is pending.
+
+What is pending decides, never what this tick drained: a crash anywhere loses no work and no report.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import structlog
+from dagster import (
+    AssetKey,
+    AssetSelection,
+    DagsterInstance,
+    DefaultSensorStatus,
+    RunRequest,
+    SensorDefinition,
+    SensorEvaluationContext,
+    SensorResult,
+)
+
+from analytics_pipeline.errors import PipelineError
+from analytics_pipeline.orchestration import fingerprint, lost_runs
+from analytics_pipeline.orchestration.partitions import last_partition_hour
+from analytics_pipeline.orchestration.planning import Plan, Request, Situation, make_plan
+from analytics_pipeline.orchestration.reporting import Cursor, Report, report
+from analytics_pipeline.orchestration.resources import DRAIN_LOCK, Pipeline
+from analytics_pipeline.orchestration.runs import (
+    UnfinishedRun,
+    busy_hours,
+    claimed_runs,
+    ranges_under_way,
+    unfinished_runs,
+)
+from analytics_pipeline.orchestration.tags import CLAIM_TAG, CODE_TAG, INCREMENTAL, MODE_TAG, QUEUE_TAG
+from analytics_pipeline.records import DERIVED, HOUR, RAW_EVENTS, hour_of
+from analytics_pipeline.settings import Settings
+from analytics_pipeline.storage.batches import batches_after
+from analytics_pipeline.storage.claims import delete_claims, read_claims, write_claims
+from analytics_pipeline.storage.engine import Connection
+from analytics_pipeline.storage.ledger import pending, pending_count
+
+log = structlog.get_logger(__name__)
+
+SENSOR_NAME = "drain_kafka"
+
+#: Batches reported together at most. What is left goes with the next tick.
+MAX_BATCHES_PER_TICK = 200
+
+
+def build_drain_sensor(settings: Settings) -> SensorDefinition:
+    """The sensor. It runs by default: without it nothing flows."""
+    return SensorDefinition(
+        name=SENSOR_NAME,
+        evaluation_fn=_evaluate,
+        required_resource_keys={"pipeline"},
+        asset_selection=AssetSelection.assets(RAW_EVENTS, *DERIVED),
+        # The daemon looks every 5 s and skips a sensor whose last tick began less than its interval ago. That
+        # tick began a little after the daemon looked: with the whole interval, every other tick would be lost.
+        minimum_interval_seconds=max(1, settings.drain_interval_s - 1),
+        default_status=DefaultSensorStatus.RUNNING,
+        description=(
+            "Drains Kafka into raw_events, reports what came per hour, and asks for runs for the hours that "
+            "have something to do. Careful: testing it in this UI really drains."
+        ),
+    )
+
+
+def _evaluate(context: SensorEvaluationContext) -> SensorResult:
+    pipeline: Pipeline = context.resources.pipeline
+    # Only the daemon says since when the sensor runs; "Test sensor" in the UI does not, and starts no runs.
+    tested = context.last_sensor_start_time is None
+    return tick(pipeline, context.instance, context.cursor, datetime.now(UTC), claims=not tested)
+
+
+def tick(
+    pipeline: Pipeline,
+    instance: DagsterInstance,
+    cursor: str | None,
+    now: datetime,
+    *,
+    claims: bool = True,
+) -> SensorResult:
+    """One evaluation: drain, report, ask. ``claims``: whether the runs asked for will be started."""
+    drained = _drain(pipeline, now)
+    unfinished = unfinished_runs(instance)
+    lost_runs.fail_lost(instance, unfinished, now)
+    with pipeline.connection() as conn:
+        reported = _report(pipeline.settings, conn, cursor, now)
+        plan = _plan(pipeline.settings, instance, conn, unfinished, now)
+        if claims:
+            conn.commit()
+    requests = [_run_request(request) for request in plan.requests]
+    words = _words(drained, reported, plan)
+    log.info("tick", words=words, requests=len(requests), events=len(reported.events))
+    return SensorResult(
+        run_requests=requests,
+        skip_reason=None if requests else words,
+        cursor=str(reported.cursor),
+        asset_events=reported.events,
+    )
+
+
+def _drain(pipeline: Pipeline, now: datetime) -> str:
+    """Drain unless something speaks against it; what happened, in words for people."""
+    with pipeline.connection() as conn:
+        waiting = pending_count(conn)
+    limit = pipeline.settings.backpressure_pending
+    if waiting > limit:
+        return (
+            f"paused by backpressure: {waiting} pending, limit {limit} (BACKPRESSURE_PENDING); "
+            "Kafka keeps the rest"
+        )
+    if not DRAIN_LOCK.acquire(blocking=False):
+        return "an earlier tick is still draining"
+    try:
+        outcome = pipeline.drain(now)
+    except PipelineError as error:
+        # What is pending goes on without the broker.
+        log.warning("drain failed", error=str(error))
+        return f"not drained: {error}"
+    finally:
+        DRAIN_LOCK.release()
+    if outcome.messages == 0:
+        return f"idle: {outcome.skip_reason or 'no new messages'}"
+    return (
+        f"drained {outcome.messages} messages in {outcome.duration_s:.2f} s ({outcome.raw_rows} rows, "
+        f"{outcome.dead_letters} dead letters), lag {outcome.lag_messages}"
+    )
+
+
+def _report(settings: Settings, conn: Connection, cursor: str | None, now: datetime) -> Report:
+    at = Cursor.parse(cursor)
+    batches = batches_after(conn, at.batch_id, MAX_BATCHES_PER_TICK)
+    if not batches and at.batch_id and not batches_after(conn, at.batch_id - 1, 1):
+        # The database is another one than the cursor was made for, or was emptied: begin anew.
+        at = Cursor()
+        batches = batches_after(conn, 0, MAX_BATCHES_PER_TICK)
+    return report(at, batches, settings.partitions_start, last_partition_hour(now))
+
+
+def _plan(
+    settings: Settings,
+    instance: DagsterInstance,
+    conn: Connection,
+    unfinished: Sequence[UnfinishedRun],
+    now: datetime,
+) -> Plan:
+    claims = read_claims(conn)
+    situation = Situation(
+        now=now,
+        first_hour=settings.partitions_start,
+        pending=pending(conn),
+        claims=claims,
+        runs=claimed_runs(instance, unfinished, (claim.claim for claim in claims.values())),
+        busy=busy_hours(unfinished, hour_of(now) - HOUR),
+        ranges_under_way=ranges_under_way(unfinished),
+    )
+    plan = make_plan(situation, lambda: uuid.uuid4().hex[:16])
+    delete_claims(conn, plan.settled)
+    write_claims(conn, plan.claims)
+    return plan
+
+
+def _run_request(request: Request) -> RunRequest:
+    return RunRequest(
+        run_key=f"{request.claim}:{request.attempt}",
+        asset_selection=[AssetKey(asset) for asset in request.assets],
+        tags={
+            **request.hours.tags,
+            QUEUE_TAG: request.queue,
+            MODE_TAG: INCREMENTAL,
+            CLAIM_TAG: request.claim,
+            CODE_TAG: fingerprint.LOADED,
+        },
+    )
+
+
+def _words(drained: str, reported: Report, plan: Plan) -> str:
+    parts = [drained]
+    if plan.busy:
+        parts.append(f"{plan.busy} hours are being computed")
+    if plan.waiting:
+        soonest = min(claim.next_try_at for claim in plan.waiting)
+        parts.append(f"{len(plan.waiting)} failed hours wait for a retry, the next at {soonest:%H:%M:%S}")
+    if plan.beyond_cap:
+        parts.append(f"{plan.beyond_cap} older hours wait for their turn")
+    if plan.outside:
+        parts.append(
+            f"{len(plan.outside)} pending hours have no partition (see PARTITIONS_START), the first is "
+            f"{min(plan.outside):%Y-%m-%d %H:%M}"
+        )
+    if reported.hours_left:
+        parts.append(f"{reported.hours_left} hours are still to be reported")
+    return "; ".join(parts)
