@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from psycopg2.extensions import ISOLATION_LEVEL_DEFAULT, ISOLATION_LEVEL_REPEATABLE_READ
 from sqlalchemy import Engine
 
 from analytics_pipeline.domains import Domain, Registry
@@ -30,6 +28,7 @@ from analytics_pipeline.settings import Settings
 from analytics_pipeline.storage import ledger
 from analytics_pipeline.storage.engine import Connection, connection
 from analytics_pipeline.storage.ledger import Mark, PairState, ReadMarks
+from analytics_pipeline.storage.locks import hour_lock
 from analytics_pipeline.storage.series import SeriesDirectory
 
 #: Failing rows whose reasons are kept with a quarantined pair, for people.
@@ -54,7 +53,7 @@ class Deriver:
         was written; the other domains are committed.
         """
         started = time.monotonic()
-        with connection(self._engine) as conn, _locked(conn, asset, hour):
+        with connection(self._engine) as conn, hour_lock(conn, asset, hour):
             states = ledger.read_states(conn, asset, hour)
             marks = ledger.read_marks(conn, asset, hour)
             outcomes = [
@@ -150,28 +149,3 @@ def _detail(evaluation: Evaluation) -> dict[str, Any]:
         "expectations": {f"{one.name}({one.column})": one.failed for one in gate.outcomes if one.failed},
         "samples": dict(list(gate.reasons.items())[:SAMPLE_REASONS]),
     }
-
-
-@contextmanager
-def _locked(conn: Connection, asset: DerivedName, hour: datetime) -> Iterator[None]:
-    """Holds (asset, hour) for this session, and only then lets the snapshot open.
-
-    An advisory lock of the session, not of the transaction: waiting for the latter would already take the
-    snapshot, and the run would not see what the run before it committed. It goes with the connection.
-    """
-    hours = int(hour.timestamp()) // 3600
-    conn.autocommit = True
-    with conn.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_lock(hashtext(current_schema() || %s), %s)", (asset, hours))
-    try:
-        conn.autocommit = False
-        conn.set_session(isolation_level=ISOLATION_LEVEL_REPEATABLE_READ)
-        yield
-    finally:
-        if not conn.closed:
-            conn.rollback()
-            conn.set_session(isolation_level=ISOLATION_LEVEL_DEFAULT)
-            conn.autocommit = True
-            with conn.cursor() as cursor:
-                cursor.execute("SELECT pg_advisory_unlock(hashtext(current_schema() || %s), %s)", (asset, hours))
-            conn.autocommit = False

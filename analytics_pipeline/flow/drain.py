@@ -9,18 +9,19 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import datetime, timedelta
+from datetime import datetime
 
+import numpy as np
 import structlog
 from sqlalchemy import Engine
 
 from analytics_pipeline.domains import Registry
-from analytics_pipeline.flow.judge import Judge, JudgedSlice
+from analytics_pipeline.flow.judge import Judge, JudgedSlice, bounds_at
 from analytics_pipeline.flow.logs import LogKeeper
 from analytics_pipeline.records import BatchHour, DrainOutcome, OffsetRange, to_us
 from analytics_pipeline.settings import Settings
 from analytics_pipeline.sources.kafka import LogReader, OffsetOutOfRangeError
-from analytics_pipeline.stages.raw import GateBounds, MessageSlice
+from analytics_pipeline.stages.raw import MessageSlice
 from analytics_pipeline.storage import batches, dead_letters, ledger, offsets, raw_events
 from analytics_pipeline.storage.engine import Connection, connection
 from analytics_pipeline.storage.offsets import StoredOffset
@@ -75,14 +76,14 @@ class Drain:
 
     def _drain(self, now: datetime, stored: OffsetsByPartition, deadline: float) -> tuple[int, int, int, int]:
         counts = [0, 0, 0, 0]
-        judge = self._judge(now)
+        judge = Judge(bounds_at(self._settings, now), self._settings)
         writing: Future[None] | None = None
         while True:
             began = time.monotonic()
             slices = self._reader.read(
                 self._settings.drain_batch_messages, self._settings.drain_batch_bytes, deadline
             )
-            judged = [self._judge_slice(judge, part, stored) for part in slices]
+            judged = [self._judge_slice(judge, part, now, stored) for part in slices]
             if writing is not None:
                 writing.result()
                 writing = None
@@ -100,16 +101,12 @@ class Drain:
 
     # ------------------------------------------------------------------ judging
 
-    def _judge(self, now: datetime) -> Judge:
-        start_us = to_us(self._settings.partitions_start)
-        floor_us = start_us
-        if self._settings.retention_days:
-            floor_us = to_us(now - timedelta(days=self._settings.retention_days))
-        return Judge(to_us(now), GateBounds(start_us, floor_us), self._settings)
-
-    def _judge_slice(self, judge: Judge, part: MessageSlice, stored: OffsetsByPartition) -> JudgedSlice:
+    def _judge_slice(
+        self, judge: Judge, part: MessageSlice, now: datetime, stored: OffsetsByPartition
+    ) -> JudgedSlice:
         domain = self._domains.by_topic.get(part.topic)
-        return judge.judge(part, domain, self._topic_watermark_us(part.topic, stored))
+        arrived_at_us = np.full(len(part), to_us(now), np.int64)
+        return judge.judge(part, domain, arrived_at_us, self._topic_watermark_us(part.topic, stored))
 
     def _topic_watermark_us(self, topic: str, stored: OffsetsByPartition) -> int | None:
         """The least watermark over the topic's partitions that are not idle, as of the start of the tick."""

@@ -161,7 +161,10 @@ class GateBounds:
 
 
 def gate_frame(
-    decoded: DecodedSlice, rows: npt.NDArray[np.int64], arrived_at_us: int, bounds: GateBounds
+    decoded: DecodedSlice,
+    rows: npt.NDArray[np.int64],
+    arrived_at_us: npt.NDArray[np.int64],
+    bounds: GateBounds,
 ) -> pl.DataFrame:
     """What the gate of raw_events judges, one row for each of ``rows``.
 

@@ -152,4 +152,4 @@ def release(conn: Connection, asset: str, hour: datetime, domain: str) -> None:
                 f"{asset}, {hour:%Y-%m-%dT%H:%MZ}, {domain} is not in quarantine; "
                 "'analytics-pipeline gates list' shows what is"
             )
-    add_marks(conn, [Mark(asset, hour, domain, None, RELEASED)])  # type: ignore[arg-type]
+    add_marks(conn, [Mark(asset, hour, domain, None, RELEASED)])

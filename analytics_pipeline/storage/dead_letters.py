@@ -72,3 +72,13 @@ def forget(connection: Connection, stage: str, hour: datetime, domain: str) -> i
             "DELETE FROM dead_letters WHERE hour = %s AND stage = %s AND domain = %s", (hour, stage, domain)
         )
         return int(cursor.rowcount)
+
+
+def count(connection: Connection, stage: str, hour: datetime, domain: str) -> int:
+    """A stage's letters of an hour."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT count(*) FROM dead_letters WHERE hour = %s AND stage = %s AND domain = %s",
+            (hour, stage, domain),
+        )
+        return int(cursor.fetchone()[0])

@@ -129,11 +129,11 @@ def _waiting(conn: Connection) -> tuple[Waiting, ...]:
             "WHERE s.status IS DISTINCT FROM 'quarantined' OR m.newest > s.evaluated_mark_id GROUP BY asset"
         )
         waiting = [Waiting(*row) for row in cursor.fetchall()]
-    return tuple(sorted(waiting, key=lambda one: DERIVED.index(one.asset)))  # type: ignore[arg-type]
+    return tuple(sorted(waiting, key=lambda one: DERIVED.index(one.asset)))
 
 
 def read_gated(conn: Connection) -> tuple[GatedPair, ...]:
-    """Pairs in quarantine, and pairs that were released and not evaluated since, by hour."""
+    """Pairs in quarantine, and pairs that a person let through and that still hold failing rows, by hour."""
     with conn.cursor() as cursor:
         cursor.execute(
             "SELECT s.asset, s.hour, s.domain, s.status, s.rows_seen, s.rows_failed, count(m.mark_id), "

@@ -1,7 +1,9 @@
-"""Rows per minute of one hour of a table, for the small plot of a full recompute. Counts only."""
+"""Counts that are shown to people beside an hour: rows per minute, totals. Reads only."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 from analytics_pipeline.records import HOUR, AssetName
@@ -16,6 +18,25 @@ _PLOTTED: dict[AssetName, tuple[str, str]] = {
     "window_aggregates": ("bucket_start", "window_s = (SELECT min(window_s) FROM window_aggregates)"),
     "anomalies": ("bucket_start", "TRUE"),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class RawTotals:
+    """What an hour of raw events holds over all domains, and how many of its messages are dead letters."""
+
+    rows: int = 0
+    dead_letters: int = 0
+
+
+def raw_totals(conn: Connection, hours: Sequence[datetime]) -> dict[datetime, RawTotals]:
+    """Totals of the hours that hold anything."""
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "SELECT hour, sum(rows)::bigint, sum(rows_failed)::bigint FROM partition_state "
+            "WHERE asset = 'raw_events' AND hour = ANY(%s) GROUP BY hour",
+            (list(hours),),
+        )
+        return {hour: RawTotals(rows, failed) for hour, rows, failed in cursor.fetchall()}
 
 
 def rows_per_minute(conn: Connection, asset: AssetName, hour: datetime) -> list[int]:

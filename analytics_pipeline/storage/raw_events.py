@@ -51,6 +51,22 @@ class RawRows:
         return len(self.offsets)
 
 
+def pick(rows: RawRows, chosen: npt.NDArray[np.int64]) -> RawRows:
+    """Some of the rows."""
+    places = chosen.tolist()
+    return RawRows(
+        rows.topic,
+        rows.epoch,
+        rows.partition,
+        rows.offsets[chosen],
+        [rows.keys[at] for at in places],
+        [rows.headers[at] for at in places],
+        rows.kafka_time_us[chosen],
+        rows.event_time_us[chosen],
+        [rows.payloads[at] for at in places],
+    )
+
+
 def headers_json(headers: Headers) -> str | None:
     """Headers as JSON pairs. Values that are no UTF-8 text are kept as ``{"hex": "…"}``."""
     if not headers:
@@ -225,3 +241,14 @@ def read_origins(connection: Connection, raw: StoredRows, rows: Sequence[int]) -
         place: Origin(topic, epoch, None if key is None else bytes(key), headers, to_us(arrived), batch)
         for place, topic, epoch, key, headers, arrived, batch in found
     }
+
+
+def count_hour(connection: Connection, domain: str, hour: datetime) -> int:
+    """Raw events of a domain in an hour."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT count(*) FROM raw_events WHERE event_time >= %s AND event_time < %s "
+            "AND topic IN (SELECT topic FROM domain_topic WHERE domain = %s)",
+            (hour, hour + HOUR, domain),
+        )
+        return int(cursor.fetchone()[0])
