@@ -60,7 +60,7 @@ def batch_ranges(connection: Connection, hour: datetime) -> list[BatchRange]:
             (hour,),
         )
         rows = cursor.fetchall()
-    return [BatchRange(*row[:6], to_us(row[6])) for row in rows]
+    return [BatchRange(t, e, p, first, end, batch, to_us(at)) for t, e, p, first, end, batch, at in rows]
 
 
 def read_known(connection: Connection, hour: datetime) -> list[KnownSlice]:
