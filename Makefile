@@ -4,6 +4,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STATE := .state
+# The lock names everything, so that nothing is resolved (pip would ask for hashes of extras that it names).
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --root-user-action=ignore
 INSTALLED := $(VENV)/.installed
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 	$$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
@@ -32,8 +34,8 @@ $(INSTALLED): requirements.lock pyproject.toml
 		"environments; apt install python3-venv" >&2; exit 1; }
 	@echo "making $(VENV) with $$($(PYTHON) --version) and the pinned dependencies (a minute or two)" >&2
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(PIP) --no-deps --require-hashes -r requirements.lock
+	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
 demo: venv

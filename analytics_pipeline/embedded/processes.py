@@ -25,6 +25,7 @@ from analytics_pipeline.errors import EmbeddedServerError
 #: What a child started first serves those started later; higher tiers stop first.
 TIER_SERVER = 0
 TIER_CLIENT = 1
+TIER_DRIVER = 2  # asks the clients for work
 
 READY_POLL_S = 0.05
 LOG_TAIL_LINES = 15

@@ -19,7 +19,7 @@ from pathlib import Path
 from analytics_pipeline.embedded.broker import BrokerServer
 from analytics_pipeline.embedded.ports import LOOPBACK, choose_port
 from analytics_pipeline.embedded.postgres import PostgresServer
-from analytics_pipeline.embedded.processes import Managed, Supervisor
+from analytics_pipeline.embedded.processes import TIER_CLIENT, TIER_DRIVER, Managed, Supervisor
 from analytics_pipeline.embedded.valkey import ValkeyServer
 from analytics_pipeline.errors import EmbeddedServerError
 from analytics_pipeline.settings import known_variables
@@ -180,7 +180,8 @@ class Stack:
         )
 
     def _start_daemon(self) -> Managed:
-        return self._python("daemon", "-m", "dagster._daemon", "run", "-w", str(self._workspace()))
+        arguments = ("-m", "dagster._daemon", "run", "-w", str(self._workspace()))
+        return self._python("daemon", *arguments, tier=TIER_DRIVER)
 
     def _start_webserver(self) -> Managed:
         port = self._port("the web page", self._preferred.webserver)
@@ -211,8 +212,9 @@ class Stack:
             raise EmbeddedServerError(f"preparing Dagster ended with code {code}:\n{child.log_tail()}")
         self.supervisor.stop(child)
 
-    def _python(self, name: str, *arguments: str) -> Managed:
-        return self.supervisor.start(name, [sys.executable, *arguments], env=self.environment, cwd=self.state_dir)
+    def _python(self, name: str, *arguments: str, tier: int = TIER_CLIENT) -> Managed:
+        argv = [sys.executable, *arguments]
+        return self.supervisor.start(name, argv, env=self.environment, cwd=self.state_dir, tier=tier)
 
     def _port(self, what: str, preferred: int, *, quiet: bool = False) -> int:
         choice = choose_port(preferred, avoid=self._promised)
