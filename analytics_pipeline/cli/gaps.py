@@ -1,0 +1,61 @@
+"""``analytics-pipeline gaps``: offsets that no row stands for. Each is recorded; a person accepts it."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from typing import Annotated
+
+import typer
+
+from analytics_pipeline.cli._shared import AsJson, console, open_database, print_json, table
+from analytics_pipeline.errors import PipelineError
+
+
+def register(app: typer.Typer) -> None:
+    group = typer.Typer(help="Offsets that no row stands for: list and accept them.", no_args_is_help=True)
+    group.command("list")(list_gaps)
+    group.command("accept")(accept)
+    app.add_typer(group, name="gaps")
+
+
+def list_gaps(
+    every: Annotated[bool, typer.Option("--all", help="Also those that were accepted.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the gaps that nobody accepted yet."""
+    from analytics_pipeline.settings import load_settings
+    from analytics_pipeline.storage.by_hand import read_gaps
+
+    with open_database(load_settings()) as conn:
+        gaps = read_gaps(conn, accepted_too=every)
+    if as_json:
+        print_json(gaps)
+    elif not gaps:
+        typer.echo("no gaps" if every else "no open gaps")
+    else:
+        columns = ("gap", "topic", "epoch", "partition", "from", "to", "reason", "recorded", "accepted", "by")
+        rows = [
+            (g.gap_id, g.topic, g.epoch, g.partition, g.from_offset, "end of log" if g.to_offset is None
+             else g.to_offset, g.reason, g.recorded_at, g.accepted_at, g.accepted_by)
+            for g in gaps
+        ]  # fmt: skip
+        console().print(table("Gaps", columns, rows))
+
+
+def accept(
+    gap_ids: Annotated[list[int] | None, typer.Argument(metavar="GAP...", help="As 'gaps list' shows.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All that are open.")] = False,
+    by: Annotated[str | None, typer.Option(help="Who accepts. Default: the user of this process.")] = None,
+) -> None:
+    """Write down that you know of these gaps, so that 'status' no longer shows them."""
+    from analytics_pipeline.settings import load_settings
+    from analytics_pipeline.storage.by_hand import accept_gaps, read_gaps
+
+    if bool(gap_ids) == every:
+        raise PipelineError("gaps accept takes either gap numbers, as 'gaps list' shows them, or --all")
+    with open_database(load_settings()) as conn:
+        wanted = [gap.gap_id for gap in read_gaps(conn)] if every else list(gap_ids or ())
+        accepted = accept_gaps(conn, wanted, by or pwd.getpwuid(os.getuid()).pw_name)
+        conn.commit()
+    typer.echo(f"accepted {', '.join(map(str, accepted))}" if accepted else "nothing to accept")
