@@ -32,7 +32,7 @@ ROUNDING = 1e-9
 SEVERITIES = ("info", "warning", "critical")
 
 #: KPIs that are a share of something, so that they lie in [0, 1]. Others, such as OEE, may pass 1 and are flagged.
-SHARES = ("coverage", "share_in_spec", "time_in_spec")
+SHARES = ("coverage", "share_in_spec")
 
 #: The text columns of a measurement, those that are in the frame.
 NAME_COLUMNS = ("tenant_id", "factory_id", "machine_id", "station_id", "sensor_id", "metric", "unit")

@@ -1,0 +1,123 @@
+"""An edit of specification limits marks the hours whose verdicts it may change, and no others."""
+
+from __future__ import annotations
+
+import pytest
+
+from analytics_pipeline.settings import Settings
+from analytics_pipeline.storage.engine import connection, engine_for
+from analytics_pipeline_tests.integration.test_migrate import fetch
+
+LIMIT = "INSERT INTO analytics_spec_limits (machine_id, metric, usl, valid_from) VALUES (%s, %s, 9, %s)"
+
+
+@pytest.fixture
+def db(database_settings: Settings) -> Settings:
+    """Windows of the sensor domain in the hours 06 to 12 of one day."""
+    fetch(
+        database_settings,
+        "INSERT INTO partition_state (asset, hour, domain, rows, rows_seen, rows_failed, status) "
+        "SELECT asset, '2026-01-01Z'::timestamptz + h * interval '1 hour', 'sensor', 1, 1, 0, 'open' "
+        "FROM generate_series(6, 12) h, unnest(ARRAY['window_aggregates', 'kpis']) asset",
+    )
+    return database_settings
+
+
+def at(clock: str) -> str:
+    return f"2026-01-01 {clock}Z"
+
+
+def marked(db: Settings) -> dict[str, list[int]]:
+    """Marked hours by asset; the marks are taken away."""
+    rows = fetch(
+        db,
+        "WITH taken AS (DELETE FROM pending_mark RETURNING *) "
+        "SELECT asset, array_agg(DISTINCT extract(hour FROM hour)::int) FROM taken "
+        "WHERE scope IS NULL AND reason = 'master_data' AND domain = 'sensor' GROUP BY asset",
+    )
+    return dict(rows)
+
+
+def both(*hours: int) -> dict[str, list[int]]:
+    return {"anomalies": list(hours), "kpis": list(hours)} if hours else {}
+
+
+def test_a_new_limit_marks_from_its_hour_on(db: Settings) -> None:
+    fetch(db, LIMIT, "mc-01", "temp", at("09:30"))
+    assert marked(db) == both(9, 10, 11, 12)
+
+
+def test_a_limit_without_a_beginning_marks_everything(db: Settings) -> None:
+    fetch(db, LIMIT, "mc-01", "temp", "-infinity")
+    assert marked(db) == both(6, 7, 8, 9, 10, 11, 12)
+
+
+def test_it_marks_until_the_next_limit_of_the_same_target(db: Settings) -> None:
+    fetch(db, LIMIT, "mc-01", "temp", at("10:00"))
+    fetch(db, LIMIT, "mc-02", "temp", at("08:00"))  # another target does not end it
+    marked(db)
+    fetch(db, LIMIT, "mc-01", "temp", at("07:00"))
+    assert marked(db) == both(7, 8, 9)
+
+
+def test_an_edit_marks_where_it_was_and_where_it_is(db: Settings) -> None:
+    fetch(db, LIMIT, "mc-01", "temp", at("07:00"))
+    fetch(db, LIMIT, "mc-01", "temp", at("12:00"))
+    marked(db)
+    fetch(db, "UPDATE analytics_spec_limits SET valid_from = %s WHERE valid_from = %s", at("10:00"), at("07:00"))
+    assert marked(db) == both(7, 8, 9, 10, 11)
+
+
+def test_a_changed_value_marks_its_own_span(db: Settings) -> None:
+    fetch(db, LIMIT, "mc-01", "temp", at("07:00"))
+    fetch(db, LIMIT, "mc-01", "temp", at("09:00"))
+    marked(db)
+    fetch(db, "UPDATE analytics_spec_limits SET usl = 10 WHERE valid_from = %s", at("07:00"))
+    assert marked(db) == both(7, 8)
+
+
+def test_a_deleted_limit_marks_the_span_that_it_leaves(db: Settings) -> None:
+    fetch(db, LIMIT, None, "temp", at("07:00"))
+    fetch(db, LIMIT, None, "temp", at("09:00"))
+    fetch(db, LIMIT, None, "temp", at("11:00"))
+    marked(db)
+    fetch(db, "DELETE FROM analytics_spec_limits WHERE valid_from = %s", at("09:00"))
+    assert marked(db) == both(9, 10)
+
+
+def test_two_edits_in_one_transaction_cover_every_moment_that_changed(db: Settings) -> None:
+    fetch(db, LIMIT, "mc-01", "temp", at("07:00"))
+    fetch(db, LIMIT, "mc-01", "temp", at("10:00"))
+    marked(db)
+    with connection(engine_for(db)) as conn, conn.cursor() as cursor:
+        cursor.execute(
+            "UPDATE analytics_spec_limits SET valid_from = %s WHERE valid_from = %s", (at("11:00"), at("07:00"))
+        )
+        cursor.execute(
+            "UPDATE analytics_spec_limits SET valid_from = %s WHERE valid_from = %s", (at("08:00"), at("10:00"))
+        )
+        conn.commit()
+    assert marked(db) == both(7, 8, 9, 10, 11, 12)
+
+
+def test_a_rolled_back_edit_marks_nothing(db: Settings) -> None:
+    with connection(engine_for(db)) as conn, conn.cursor() as cursor:
+        cursor.execute(LIMIT, ("mc-01", "temp", at("07:00")))
+        conn.rollback()
+    assert marked(db) == both()
+
+
+def test_hours_below_the_retention_floor_are_not_marked(db: Settings) -> None:
+    fetch(db, "INSERT INTO retention_floor VALUES ('sensor', 'window_aggregates', %s)", at("11:00"))
+    fetch(db, LIMIT, "mc-01", "temp", "-infinity")
+    assert marked(db) == both(11, 12)
+
+
+def test_an_edit_without_the_search_path_finds_its_tables(db: Settings) -> None:
+    with connection(engine_for(db)) as conn, conn.cursor() as cursor:
+        cursor.execute("SET LOCAL search_path = public")
+        cursor.execute(
+            LIMIT.replace("analytics_spec_limits", "analytics.analytics_spec_limits"), ("m", "temp", at("12:00"))
+        )
+        conn.commit()
+    assert marked(db) == both(12)
