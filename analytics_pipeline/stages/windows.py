@@ -107,12 +107,7 @@ def merge_windows(frame: pl.DataFrame, size_s: int, *, finest_s: int) -> pl.Data
     """
     if frame.is_empty():
         return pl.DataFrame(schema=WINDOW_SCHEMA)
-    sizes = frame["window_s"].unique().to_list()
-    if len(sizes) != 1 or size_s % sizes[0] or size_s % finest_s:
-        raise ValueError(
-            f"windows of {size_s} s merge rows of one size that divides it and a base window that does; "
-            f"got rows of {sorted(sizes)} s and a base window of {finest_s} s"
-        )
+    _check_sizes(frame, size_s, finest_s)
     size_us = size_s * MICROS
     bucket_all = np.floor_divide(frame["bucket_start_us"].to_numpy(), size_us)
     order = np.lexsort((frame["bucket_start_us"].to_numpy(), frame["series_id"].to_numpy(), bucket_all))
@@ -137,6 +132,15 @@ def merge_windows(frame: pl.DataFrame, size_s: int, *, finest_s: int) -> pl.Data
         base_fits=size_s // finest_s,
         buckets=ddsketch.merge(ddsketch.decode(frame["sketch"].to_list()), new_group),
     )
+
+
+def _check_sizes(frame: pl.DataFrame, size_s: int, finest_s: int) -> None:
+    sizes = frame["window_s"].unique().to_list()
+    if len(sizes) != 1 or size_s % sizes[0] or size_s % finest_s:
+        raise ValueError(
+            f"windows of {size_s} s merge rows of one size that divides it and a base window that does; "
+            f"got rows of {sorted(sizes)} s and a base window of {finest_s} s"
+        )
 
 
 def _frame(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from datetime import datetime
 
@@ -119,6 +120,18 @@ def test_coverage_is_the_share_of_base_windows_with_a_sample() -> None:
     assert five["coverage"].to_list() == [0.4, 0.2]
     hour = windows.merge_windows(five, 3600, finest_s=60)
     assert (hour["base_n"][0], hour["coverage"][0], hour["count_n"][0]) == (3, 3 / 60, 4)
+
+
+def test_coverage_counts_base_windows_of_any_size() -> None:
+    hour = windows.merge_windows(
+        base([(1, 1, 1.0), (1, 1800, 2.0), (1, 1801, 2.0)], base_s=300), 3600, finest_s=300
+    )
+    assert (hour["base_n"][0], hour["coverage"][0]) == (2, 2 / 12)
+
+
+def test_minus_zero_is_stored_as_zero_so_that_the_order_of_equal_values_leaves_no_trace() -> None:
+    row = keyed([(1, 0, 0, -0.0), (1, 0, 1, 0.0), (1, 0, 2, -0.0)]).row(0, named=True)
+    assert [math.copysign(1, row[name]) for name in ("min_val", "max_val", "first_val", "last_val")] == [1.0] * 4
 
 
 def test_a_day_is_merged_from_hours_and_counts_base_windows() -> None:
