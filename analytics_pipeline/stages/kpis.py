@@ -72,6 +72,24 @@ def machine_kpis(
     if windows.is_empty():
         return pl.DataFrame(schema=KPI_SCHEMA)
     _check(windows, series, hour_us)
+    sums = _sums(windows, series, anomalies, limits, HOUR_S // base_s)
+    return (
+        pl.concat([*_counts(sums), *_ratios(sums)])
+        .with_columns(
+            pl.lit(hour_us).alias("bucket_start_us"),
+            pl.lit(HOUR_S).alias("window_s"),
+            pl.lit(domain).alias("domain"),
+            pl.lit("1").alias("unit"),
+        )
+        .select(pl.col(name).cast(kind) for name, kind in KPI_SCHEMA.items())
+        .sort(*_MACHINE, "kpi")
+    )
+
+
+def _sums(
+    windows: pl.DataFrame, series: pl.DataFrame, anomalies: pl.DataFrame, limits: pl.DataFrame, fits: int
+) -> pl.DataFrame:
+    """One row a machine, with the columns that `_COUNTS` and `_RATIOS` name."""
     machine_of = series.select("series_id", *_MACHINE)
     sums = (
         windows.with_columns(_spec_columns(windows, limits))
@@ -90,19 +108,8 @@ def machine_kpis(
         .group_by(_MACHINE)
         .agg(pl.len().alias("anomalies"))
     )
-    sums = sums.join(flagged, on=_MACHINE, how="left", nulls_equal=True).with_columns(
-        pl.col("anomalies").fill_null(0), pl.lit(HOUR_S // base_s).alias("fits")
-    )
-    return (
-        pl.concat([*_counts(sums), *_ratios(sums)])
-        .with_columns(
-            pl.lit(hour_us).alias("bucket_start_us"),
-            pl.lit(HOUR_S).alias("window_s"),
-            pl.lit(domain).alias("domain"),
-            pl.lit("1").alias("unit"),
-        )
-        .select(pl.col(name).cast(kind) for name, kind in KPI_SCHEMA.items())
-        .sort(*_MACHINE, "kpi")
+    return sums.join(flagged, on=_MACHINE, how="left", nulls_equal=True).with_columns(
+        pl.col("anomalies").fill_null(0), pl.lit(fits).alias("fits")
     )
 
 

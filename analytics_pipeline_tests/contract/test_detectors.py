@@ -7,10 +7,12 @@ have to be given here.
 from __future__ import annotations
 
 import dataclasses
+import doctest
 import importlib
 import json
 import math
 import pkgutil
+import sys
 from datetime import timedelta
 
 import numpy as np
@@ -86,6 +88,13 @@ def test_its_docstring_says_when_to_prefer_a_sibling_how_often_it_errs_and_its_s
     order = [text.find(word) for word in ("Plainly:", "Prefer `", "False alarms", "Source:", ">>>")]
     assert min(order) > 0
     assert order == sorted(order)
+
+
+@every_detector
+def test_the_example_in_its_docstring_runs(detector: Detector) -> None:
+    results = doctest.testmod(sys.modules[type(detector).__module__])
+    assert results.attempted > 0
+    assert results.failed == 0
 
 
 @every_detector
