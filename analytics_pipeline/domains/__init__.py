@@ -84,9 +84,7 @@ def registry_for(settings: Settings, available: Iterable[Domain] | None = None) 
     names = {domain.name for domain in every}
     unknown = sorted(set(settings.domains_enabled) - names)
     if unknown:
-        raise SettingsError(
-            f"DOMAINS_ENABLED: got {', '.join(unknown)}, takes any of {', '.join(sorted(names))}"
-        )
+        raise SettingsError(f"DOMAINS_ENABLED: got {', '.join(unknown)}, takes any of {', '.join(sorted(names))}")
     enabled = tuple(d for d in every if not settings.domains_enabled or d.name in settings.domains_enabled)
     zones = settings.domain_time_zones
     enabled = tuple(replace(d, time_zone=zones[d.name]) if d.name in zones else d for d in enabled)

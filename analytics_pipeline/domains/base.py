@@ -28,8 +28,15 @@ class SeriesKey(NamedTuple):
     unit: str | None
 
 
+#: A `SeriesKey`, or a plain tuple of the same seven.
+SeriesTuple = tuple[str | None, str | None, str | None, str | None, str | None, str, str | None]
+
+
 class Sample(NamedTuple):
-    """One measurement of a message. Its time is the message's event time."""
+    """One measurement of a message. Its time is the message's event time.
+
+    On the way of every message a plain tuple of the same three does as well, at a fifth of the cost.
+    """
 
     series: SeriesKey
     value: float
@@ -79,7 +86,7 @@ class Domain:
     envelope: type[msgspec.Struct]
     event_time: Callable[[Any], datetime]
     payload: type[msgspec.Struct]
-    samples: Callable[[Any], Sequence[Sample]]
+    samples: Callable[[Any], Sequence[tuple[SeriesTuple, float, int]]]
     detectors: tuple[Detector, ...] = ()
     expectations: tuple[Expect, ...] = ()
     max_failed_ratio: float = 0.5

@@ -16,7 +16,7 @@ import structlog
 from sqlalchemy import Engine
 
 from analytics_pipeline.domains import Registry
-from analytics_pipeline.flow.judge import Judge, JudgedSlice, bounds_at
+from analytics_pipeline.flow.judge import Arrival, Judge, JudgedSlice, bounds_at
 from analytics_pipeline.flow.logs import LogKeeper
 from analytics_pipeline.records import BatchHour, DrainOutcome, OffsetRange, to_us
 from analytics_pipeline.settings import Settings
@@ -83,7 +83,7 @@ class Drain:
             slices = self._reader.read(
                 self._settings.drain_batch_messages, self._settings.drain_batch_bytes, deadline
             )
-            judged = [self._judge_slice(judge, part, now, stored) for part in slices]
+            judged = judge.judge([self._arrival(part, now, stored) for part in slices])
             if writing is not None:
                 writing.result()
                 writing = None
@@ -101,12 +101,13 @@ class Drain:
 
     # ------------------------------------------------------------------ judging
 
-    def _judge_slice(
-        self, judge: Judge, part: MessageSlice, now: datetime, stored: OffsetsByPartition
-    ) -> JudgedSlice:
-        domain = self._domains.by_topic.get(part.topic)
-        arrived_at_us = np.full(len(part), to_us(now), np.int64)
-        return judge.judge(part, domain, arrived_at_us, self._topic_watermark_us(part.topic, stored))
+    def _arrival(self, part: MessageSlice, now: datetime, stored: OffsetsByPartition) -> Arrival:
+        return Arrival(
+            part,
+            self._domains.by_topic.get(part.topic),
+            np.full(len(part), to_us(now), np.int64),
+            self._topic_watermark_us(part.topic, stored),
+        )
 
     def _topic_watermark_us(self, topic: str, stored: OffsetsByPartition) -> int | None:
         """The least watermark over the topic's partitions that are not idle, as of the start of the tick."""

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from sqlalchemy import Engine
 
 from analytics_pipeline.domains import Registry
-from analytics_pipeline.flow.judge import UNKNOWN_DOMAIN, Judge, JudgedSlice, bounds_at
+from analytics_pipeline.flow.judge import UNKNOWN_DOMAIN, Arrival, Judge, JudgedSlice, bounds_at
 from analytics_pipeline.records import RAW_EVENTS, DomainOutcome, GateResult, HourOutcome, from_us, hour_of
 from analytics_pipeline.settings import Settings
 from analytics_pipeline.sources.kafka import LogReader, Position
@@ -52,7 +52,7 @@ def rebuild_raw(settings: Settings, engine: Engine, domains: Registry, hour: dat
     with connection(engine) as conn, hour_lock(conn, RAW_EVENTS, hour):
         slices = replay.read_known(conn, hour)
         slices += _missing(settings, conn, replay.batch_ranges(conn, hour))
-        changes = [_judge(judge, domains, one) for one in slices]
+        changes = _judge(judge, domains, slices)
         touched = {hour}
         for change in changes:
             touched |= _apply(conn, change)
@@ -145,16 +145,24 @@ def _arrived(part: MessageSlice, stretch: Sequence[BatchRange]) -> KnownSlice:
 # ---------------------------------------------------------------------- judging and writing again
 
 
-def _judge(judge: Judge, domains: Registry, known: KnownSlice) -> _Change:
-    part = known.messages
-    judged = judge.judge(part, domains.by_topic.get(part.topic), known.arrived_at_us, None)
-    if known.where is Known.RAW:
-        accepted = np.isin(part.offsets, judged.accepted.offsets)
-        differs = ~accepted
-        differs[accepted] = judged.accepted.event_time_us != known.event_time_us[accepted]
-    else:
-        differs = np.ones(len(part), np.bool_)
-    return _Change(judged, known, differs)
+def _judge(judge: Judge, domains: Registry, slices: Sequence[KnownSlice]) -> list[_Change]:
+    arrivals = [
+        Arrival(one.messages, domains.by_topic.get(one.messages.topic), one.arrived_at_us) for one in slices
+    ]
+    return [
+        _Change(judged, known, _differs(judged, known))
+        for judged, known in zip(judge.judge(arrivals), slices, strict=True)
+    ]
+
+
+def _differs(judged: JudgedSlice, known: KnownSlice) -> npt.NDArray[np.bool_]:
+    """Rows that are to be written anew. Dead letters always are: their reason may be another."""
+    if known.where is not Known.RAW:
+        return np.ones(len(known.messages), np.bool_)
+    accepted = np.isin(known.messages.offsets, judged.accepted.offsets)
+    differs = ~accepted
+    differs[accepted] = judged.accepted.event_time_us != known.event_time_us[accepted]
+    return differs
 
 
 def _apply(conn: Connection, change: _Change) -> set[datetime]:

@@ -7,8 +7,10 @@ answer that late. The assignment is kept between reads, so that librdkafka fetch
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import methodcaller
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
@@ -28,6 +30,10 @@ SILENCE_S = 3.0
 METADATA_TIMEOUT_S = 5.0
 #: Bounds what librdkafka holds ahead of us.
 QUEUED_KIB = 64 * 1024
+
+# Called in C: every message passes here.
+_TOPIC, _PARTITION, _ERROR, _OFFSET = map(methodcaller, ("topic", "partition", "error", "offset"))
+_VALUE, _KEY, _HEADERS, _TIMESTAMP = map(methodcaller, ("value", "key", "headers", "timestamp"))
 
 
 class BrokerUnreachableError(PipelineError):
@@ -163,27 +169,34 @@ class LogReader:
         self._advance(slices)
         return [part for part in slices.values() if part.next_offset > part.from_offset]
 
-    def _take(self, chunk: Iterable[Any], slices: dict[TopicPartitionKey, MessageSlice]) -> tuple[int, int]:
-        taken = size = 0
-        for message in chunk:
-            error = message.error()
-            if error is not None:
-                self._take_error(message, error, slices)
+    def _take(self, chunk: Sequence[Any], slices: dict[TopicPartitionKey, MessageSlice]) -> tuple[int, int]:
+        """Append a chunk, run by run: messages of one partition mostly follow each other."""
+        taken = size = start = 0
+        sources = zip(map(_TOPIC, chunk), map(_PARTITION, chunk), map(_ERROR, chunk), strict=True)
+        for (topic, partition, is_message), run in groupby((t, p, e is None) for t, p, e in sources):
+            end = start + len(list(run))
+            messages, start = chunk[start:end], end
+            key = (topic, partition)
+            if not is_message:
+                for message in messages:
+                    self._take_error(message, message.error(), slices)
                 continue
-            key = (message.topic(), message.partition())
-            part = slices.get(key) or self._open(key, slices)
+            part = self._slice(key, slices)
+            values = list(map(_VALUE, messages))
+            part.offsets.extend(map(_OFFSET, messages))
+            part.kafka_times_ms.extend([kind_and_ms[1] for kind_and_ms in map(_TIMESTAMP, messages)])
+            part.values.extend(values)
+            part.keys.extend(map(_KEY, messages))
+            part.headers.extend(map(_HEADERS, messages))
             self._at_end.discard(key)
-            value = message.value()
-            part.offsets.append(message.offset())
-            part.kafka_times_ms.append(message.timestamp()[1])
-            part.values.append(value)
-            part.keys.append(message.key())
-            part.headers.append(message.headers())
-            taken += 1
-            size += len(value) if value is not None else 0
+            taken += len(messages)
+            size += sum([len(value) for value in values if value is not None])
         return taken, size
 
-    def _open(self, key: TopicPartitionKey, slices: dict[TopicPartitionKey, MessageSlice]) -> MessageSlice:
+    def _slice(self, key: TopicPartitionKey, slices: dict[TopicPartitionKey, MessageSlice]) -> MessageSlice:
+        known = slices.get(key)
+        if known is not None:
+            return known
         position = self._positions[key]
         part = MessageSlice(key[0], position.epoch, key[1], position.next_offset, position.next_offset)
         slices[key] = part
@@ -193,7 +206,7 @@ class LogReader:
         code = error.code()
         key = (message.topic(), message.partition())
         if code == KafkaError._PARTITION_EOF:
-            part = slices.get(key) or self._open(key, slices)
+            part = self._slice(key, slices)
             part.next_offset = max(part.next_offset, message.offset())
             self._at_end.add(key)
         elif code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):

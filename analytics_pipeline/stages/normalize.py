@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from analytics_pipeline.domains.base import Domain, SeriesKey
+from analytics_pipeline.domains.base import Domain, SeriesKey, SeriesTuple
 from analytics_pipeline.stages.raw import PAYLOAD_ERRORS, Refusal, explain
 
 Ints = npt.NDArray[np.int64]
@@ -53,7 +53,7 @@ class Samples:
 def decode_samples(payloads: Sequence[bytes], domain: Domain) -> Samples:
     """The samples of raw payloads. Nothing is raised for a payload that cannot be read."""
     decode, take = msgspec.json.Decoder(domain.payload).decode, domain.samples
-    index: dict[SeriesKey, int] = {}
+    index: dict[SeriesTuple, int] = {}
     rows: list[int] = []
     ordinals: list[int] = []
     sample_keys: list[int] = []
@@ -81,7 +81,7 @@ def decode_samples(payloads: Sequence[bytes], domain: Domain) -> Samples:
         np.array(sample_keys, np.int64),
         np.array(series, np.int64),
         np.array(values, np.float64),
-        list(index),
+        [SeriesKey(*series) for series in index],
         refusals,
     )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, tzinfo
 from typing import Any
 
 import msgspec
@@ -17,7 +16,7 @@ import numpy.typing as npt
 import polars as pl
 
 from analytics_pipeline.domains.base import Domain
-from analytics_pipeline.records import EPOCH, HOUR_US, MICROSECOND
+from analytics_pipeline.records import HOUR_US
 
 #: What decoding a payload may raise because of the payload. Anything else is a bug and must surface.
 PAYLOAD_ERRORS = (msgspec.MsgspecError, RecursionError, UnicodeError)
@@ -76,27 +75,31 @@ def decode_slice(messages: MessageSlice, domain: Domain | None, max_message_byte
         refusals = dict.fromkeys(range(len(values)), refusal)
         return DecodedSlice(np.zeros(len(values), np.int64), _text(binary), payload_bytes, refusals)
     refusals = {}
-    times = np.zeros(len(values), np.int64)
+    seconds: list[float] = []
     decode = msgspec.json.Decoder(domain.envelope).decode
     event_time, zone = domain.event_time, domain.time_zone
     for row, value in enumerate(values):
         try:
             if not value or len(value) > max_message_bytes:
                 refusals[row] = _unread(value, max_message_bytes)
+            else:
+                moment = event_time(decode(value))
+                seconds.append((moment if moment.tzinfo else moment.replace(tzinfo=zone)).timestamp())
                 continue
-            times[row] = _to_us(event_time(decode(value)), zone)
         except PAYLOAD_ERRORS as error:
             refusals[row] = explain(value or b"", error)
+        seconds.append(0.0)
     text = _text(binary)
     for row in np.flatnonzero(text.is_null().to_numpy()).tolist():
         refusals.setdefault(row, Refusal("not_utf8", f"payload is not UTF-8: {_utf8_error(values[row])}"))
-    return DecodedSlice(times, text, payload_bytes, refusals)
+    return DecodedSlice(_to_us(seconds), text, payload_bytes, refusals)
 
 
-def _to_us(moment: datetime, zone: tzinfo) -> int:
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=zone)
-    return (moment - EPOCH) // MICROSECOND
+def _to_us(seconds: list[float]) -> npt.NDArray[np.int64]:
+    """Microseconds. A double holds a second's fraction to 0.24 us until 2106, so that rounding is exact;
+    what is further off is not plausible anyway."""
+    times: npt.NDArray[np.int64] = np.rint(np.array(seconds, np.float64) * 1e6).astype(np.int64)
+    return times
 
 
 def _text(binary: pl.Series) -> pl.Series:
