@@ -18,6 +18,9 @@ RAW_EVENTS: AssetName = "raw_events"
 #: The derived assets in the order in which data flows through them.
 DERIVED: tuple[DerivedName, ...] = ("normalized_measurements", "window_aggregates", "anomalies", "kpis")
 
+#: Failing rows that an outcome names, so that a person can look some up.
+SAMPLE_ROWS = 20
+
 HOUR_S = 3600
 HOUR_US = HOUR_S * 1_000_000
 HOUR = timedelta(hours=1)
@@ -108,7 +111,7 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class ExpectationOutcome:
-    """What one expectation said about one frame. ``sample_rows`` are row numbers, at most 20."""
+    """What one expectation said about one frame. ``sample_rows`` are row numbers, at most `SAMPLE_ROWS`."""
 
     name: str
     column: str
@@ -136,6 +139,21 @@ class GateResult:
     def passed(self) -> bool:
         """Whether no row fails."""
         return not self.reasons
+
+    def followed_by(self, other: GateResult) -> GateResult:
+        """The verdict over this frame with another below it, of the same suite."""
+        outcomes = tuple(
+            ExpectationOutcome(
+                one.name,
+                one.column,
+                one.reason,
+                one.failed + more.failed,
+                (*one.sample_rows, *(self.rows + row for row in more.sample_rows))[:SAMPLE_ROWS],
+            )
+            for one, more in zip(self.outcomes, other.outcomes, strict=True)
+        )
+        reasons = self.reasons | {self.rows + row: reason for row, reason in other.reasons.items()}
+        return GateResult(self.asset, self.domain, self.rows + other.rows, reasons, outcomes)
 
 
 @dataclass(frozen=True, slots=True)

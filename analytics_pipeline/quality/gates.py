@@ -20,9 +20,7 @@ import polars as pl
 
 from analytics_pipeline.domains.base import Expect
 from analytics_pipeline.errors import PipelineError
-from analytics_pipeline.records import AssetName, ExpectationOutcome, GateResult
-
-SAMPLE_ROWS = 20
+from analytics_pipeline.records import SAMPLE_ROWS, AssetName, ExpectationOutcome, GateResult
 
 #: Rows handed to pandas at once: bounds the copy's memory. A slice of this size costs 0.1 s.
 SLICE_ROWS = 250_000

@@ -89,3 +89,14 @@ def late_rows(connection: Connection, hour: datetime, domain: str, batch_ids: Se
             (hour, domain, wanted, wanted),
         )
         return int(cursor.fetchone()[0])
+
+
+def raw_rows(connection: Connection, hour: datetime, domain: str, batch_ids: Sequence[int]) -> dict[int, int]:
+    """How many raw rows each of some batches brought for an hour and domain."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT batch_id, raw_rows FROM ingest_batch_hour WHERE hour = %s AND domain = %s "
+            "AND batch_id = ANY(%s)",
+            (hour, domain, list(batch_ids)),
+        )
+        return dict(cursor.fetchall())

@@ -170,13 +170,13 @@ _STORED = FixedTable(
 _SELECT = 'SELECT l.log_id, r.partition, r."offset", r.kafka_time, r.event_time, r.payload '
 
 
-def read_hour(connection: Connection, topics: Sequence[str], hour: datetime) -> StoredRows:
-    """All raw events of some topics in an hour of event time."""
+def read_span(connection: Connection, topics: Sequence[str], begins: datetime, ends: datetime) -> StoredRows:
+    """All raw events of some topics in a half-open span of event time."""
     query = (
         _SELECT + "FROM raw_events r JOIN kafka_log l USING (topic, epoch) "
         "WHERE r.event_time >= %s AND r.event_time < %s AND r.topic = ANY(%s)"
     )
-    return _read(connection, query, (hour, hour + HOUR, list(topics)))
+    return _read(connection, query, (begins, ends, list(topics)))
 
 
 def read_batches(

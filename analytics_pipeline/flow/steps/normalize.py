@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,7 +14,7 @@ import numpy.typing as npt
 from analytics_pipeline.flow.steps.base import Evaluation, Work, Written, mark_of
 from analytics_pipeline.quality.gates import run_gate
 from analytics_pipeline.quality.suites import suite_for
-from analytics_pipeline.records import DeadLetter, DerivedName, to_us
+from analytics_pipeline.records import HOUR, HOUR_S, DeadLetter, DerivedName, GateResult, to_us
 from analytics_pipeline.stages.normalize import Samples, decode_samples, latest
 from analytics_pipeline.stages.raw import Refusal
 from analytics_pipeline.storage import batches, dead_letters, measurements, raw_events
@@ -20,37 +24,66 @@ ASSET: DerivedName = "normalized_measurements"
 Columns = dict[str, npt.NDArray[Any]]
 
 
+#: Raw rows that are decoded at once: what bounds a worker's memory, at about 1 kB a row.
+SLICE_ROWS = 200_000
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What became of one slice of raw rows: columns of what passed, letters of what did not."""
+
+    columns: Columns
+    letters: list[DeadLetter]
+    gate: GateResult
+    unreadable: int
+
+
 class NormalizeStep:
     """Decodes payloads into measurements; what cannot be decoded, or fails the gate, is a dead letter."""
 
     asset: DerivedName = "normalized_measurements"
 
     def evaluate(self, work: Work) -> Evaluation:
-        raw = self._read(work)
-        samples = decode_samples(raw.payload, work.domain)
-        gate = run_gate(suite_for(ASSET, work.domain, work.settings), samples.gate_frame())
+        parts = [self._part(work, raw) for raw in self._slices(work)]
+        gate = reduce(GateResult.followed_by, (part.gate for part in parts))
+        unreadable = sum(part.unreadable for part in parts)
+        seen, failed = gate.rows + unreadable, len(gate.reasons) + unreadable
         whole = work.scope is None
-        failed = len(samples.refusals) + len(gate.reasons)
-        seen = len(samples.refusals) + len(samples.row)
         return Evaluation(
             gate=gate,
             rows_seen=seen if whole else work.state.rows_seen + seen,
             rows_failed=failed if whole else work.state.rows_failed + failed,
             dead_letters=failed,
             late_rows=batches.late_rows(work.connection, work.hour, work.domain.name, work.scope),
-            write=lambda: self._write(work, raw, samples, gate.reasons),
+            write=lambda: self._write(work, parts),
         )
 
-    def _read(self, work: Work) -> StoredRows:
-        if work.scope is None:
-            return raw_events.read_hour(work.connection, work.domain.topics, work.hour)
-        return raw_events.read_batches(work.connection, work.domain.topics, work.hour, work.scope)
+    def _slices(self, work: Work) -> Iterator[StoredRows]:
+        """The raw rows to decode, never many more than `SLICE_ROWS` at once."""
+        topics, name = work.domain.topics, work.domain.name
+        if work.scope is not None:
+            rows = batches.raw_rows(work.connection, work.hour, name, work.scope)
+            for group in _groups(work.scope, rows):
+                yield raw_events.read_batches(work.connection, topics, work.hour, group)
+            return
+        count = raw_events.count_hour(work.connection, name, work.hour)
+        spans = min(HOUR_S, count // SLICE_ROWS + 1)
+        edges = [work.hour + HOUR * part / spans for part in range(spans)] + [work.hour + HOUR]
+        for begins, ends in pairwise(edges):
+            yield raw_events.read_span(work.connection, topics, begins, ends)
 
-    def _write(self, work: Work, raw: StoredRows, samples: Samples, failed: dict[int, str]) -> Written:
+    def _part(self, work: Work, raw: StoredRows) -> _Part:
+        samples = decode_samples(raw.payload, work.domain)
+        gate = run_gate(suite_for(ASSET, work.domain, work.settings), samples.gate_frame())
         keep = np.ones(len(samples.row), np.bool_)
-        keep[list(failed)] = False
-        rows = latest(self._columns(work, raw, samples, np.flatnonzero(keep)))
-        letters = self._letters(work, raw, samples, failed)
+        keep[list(gate.reasons)] = False
+        columns = self._columns(work, raw, samples, np.flatnonzero(keep))
+        letters = self._letters(work, raw, samples, gate.reasons)
+        return _Part(columns, letters, gate, len(samples.refusals))
+
+    def _write(self, work: Work, parts: Sequence[_Part]) -> Written:
+        rows = latest({name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns})
+        letters = [letter for part in parts for letter in part.letters]
         name, written = work.domain.name, len(rows["event_time"])
         if work.scope is None:
             dead_letters.forget(work.connection, ASSET, work.hour, name)
@@ -79,7 +112,7 @@ class NormalizeStep:
             "log_id": raw.log_id[row],
             "partition": raw.partition[row],
             "offset": raw.offset[row],
-            "ordinal": samples.ordinal[kept],
+            "ordinal": samples.ordinal[kept].astype(np.int32),
         }
 
     def _touched(self, work: Work, event_time_us: npt.NDArray[np.int64]) -> tuple[int, ...]:
@@ -116,3 +149,16 @@ class NormalizeStep:
             )
             for (row, ordinal), refusal in sorted(refused.items())
         ]
+
+
+def _groups(batch_ids: Sequence[int], rows: Mapping[int, int]) -> Iterator[list[int]]:
+    """Batches gathered until they hold `SLICE_ROWS`; at least one group, if an empty one."""
+    group: list[int] = []
+    held = 0
+    for batch_id in batch_ids:
+        if group and held + rows.get(batch_id, 0) > SLICE_ROWS:
+            yield group
+            group, held = [], 0
+        group.append(batch_id)
+        held += rows.get(batch_id, 0)
+    yield group

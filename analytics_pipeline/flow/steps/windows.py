@@ -17,12 +17,14 @@ from analytics_pipeline.quality.gates import run_gate
 from analytics_pipeline.quality.suites import suite_for
 from analytics_pipeline.records import HOUR, HOUR_S, DerivedName, from_us, to_us
 from analytics_pipeline.stages.windows import WINDOW_SCHEMA, base_windows, merge_windows
-from analytics_pipeline.storage import aggregates, measurements
+from analytics_pipeline.storage import aggregates, ledger, measurements
 from analytics_pipeline.storage.aggregates import Buckets
 from analytics_pipeline.storage.ledger import Mark
 
 #: In a mark's scope: the windows longer than an hour that begin in this one.
 LONG_WINDOWS = -1
+#: Measurements that are read at once, as far as windows can be told apart: bounds a worker's memory.
+SLICE_ROWS = 1_000_000
 #: Spans of event time in one statement; beyond, the whole stretch is read and sifted.
 MAX_SPANS = 8
 
@@ -64,6 +66,17 @@ class WindowStep:
         return levels
 
     def _base(self, work: Work, starts_us: tuple[int, ...], base_s: int) -> pl.DataFrame:
+        held = ledger.read_states(work.connection, "normalized_measurements", work.hour).get(work.domain.name)
+        rows = held.rows if held else 0
+        at_once = max(1, HOUR_S // base_s * SLICE_ROWS // max(rows, 1))
+        return pl.concat(
+            [
+                self._windows_of(work, starts_us[at : at + at_once], base_s)
+                for at in range(0, len(starts_us), at_once)
+            ]
+        )
+
+    def _windows_of(self, work: Work, starts_us: tuple[int, ...], base_s: int) -> pl.DataFrame:
         spans = _spans(starts_us, base_s * 1_000_000)
         sift = len(spans) > MAX_SPANS
         bounds = [(spans[0][0], spans[-1][1])] if sift else spans
