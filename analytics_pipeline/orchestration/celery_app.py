@@ -9,6 +9,7 @@ One slot serves live data and nothing else; any number of others take everything
 from __future__ import annotations
 
 import importlib
+import logging
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,6 +61,7 @@ app: Celery = make_app(  # type: ignore[no-untyped-call]
 
 @signals.worker_init.connect  # type: ignore[untyped-decorator]
 def _import_before_fork(**_: Any) -> None:
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)  # it logs each function it registers
     for module in PRELOADED:
         importlib.import_module(module)
 

@@ -20,10 +20,14 @@ from dagster import (
 from dagster._core.definitions.asset_checks.asset_check_evaluation import (
     AssetCheckEvaluationTargetMaterializationData,
 )
+from dagster._core.instance.utils import RUNLESS_RUN_ID
+from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable
+from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 
 from analytics_pipeline.orchestration.metadata import check_metadata, drained_check_metadata
 from analytics_pipeline.orchestration.partitions import key_of
 from analytics_pipeline.records import RAW_EVENTS, BatchHour, HourOutcome
+from analytics_pipeline.storage.profile import RawTotals
 
 CHECK_NAME = "gate"
 
@@ -79,16 +83,39 @@ def _latest_materialization(
     return None
 
 
-def drained_verdict(key: str, shares: Sequence[BatchHour]) -> AssetCheckEvaluation:
-    """What the drain refused in one hour, over the batches reported together. Never an error: it goes on."""
-    refused = sum(share.dead_letters for share in shares)
+def drained_verdict(key: str, shares: Sequence[BatchHour], totals: RawTotals) -> AssetCheckEvaluation:
+    """What the drain refused in one hour, over the hour's whole content. Never an error: the drain goes on."""
+    refused = totals.dead_letters
     return AssetCheckEvaluation(
         asset_key=AssetKey(RAW_EVENTS),
         check_name=CHECK_NAME,
         passed=not refused,
         severity=AssetCheckSeverity.WARN,
-        metadata=drained_check_metadata(shares),
-        description=f"{refused} messages went to the dead letters" if refused else "every message passed",
+        metadata=drained_check_metadata(shares, totals),
+        description=(
+            f"{refused} messages of this hour are in the dead letters" if refused else "every message passed"
+        ),
         partition=key,
         blocking=False,
     )
+
+
+def forget_drained_verdicts(instance: DagsterInstance, keys: Sequence[str]) -> None:
+    """Make room for new verdicts about hours that the drain reported before.
+
+    Dagster's table of check executions takes one row per (check, run, partition), and what no run reported
+    counts as one and the same run: the second report of an hour would fail the whole tick. The verdict is about
+    the whole hour, so that the one that goes says nothing that the next one does not; its event stays in the log.
+    """
+    storage = instance.event_log_storage
+    if keys and isinstance(storage, SqlEventLogStorage):
+        table = AssetCheckExecutionsTable
+        with storage.index_connection() as conn:
+            conn.execute(
+                table.delete().where(
+                    table.c.asset_key == AssetKey(RAW_EVENTS).to_string(),
+                    table.c.check_name == CHECK_NAME,
+                    table.c.run_id == RUNLESS_RUN_ID,
+                    table.c.partition.in_(list(keys)),
+                )
+            )

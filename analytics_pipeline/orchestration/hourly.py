@@ -86,8 +86,7 @@ def materialize_hours(context: AssetExecutionContext, compute: Compute, extra: E
             continue  # no marks, nothing written: nothing to report
         yield from _report(context, outcome, extra, alone=len(hours) == 1)
     tally.raise_if_failed(mode)
-    if not (len(hours) == 1 and tally.materialized):
-        yield _output_without_materialization()
+    yield from _outputs(context, reported_by_dagster=len(hours) == 1 and bool(tally.materialized))
 
 
 def _report(context: AssetExecutionContext, outcome: HourOutcome, extra: Extra, *, alone: bool) -> Iterator[Event]:
@@ -110,9 +109,13 @@ def _materialization(outcome: HourOutcome, extra: Extra) -> AssetMaterialization
     )
 
 
-def _output_without_materialization() -> Output[None]:
-    """Lets the next steps start and reports nothing: the mark is the one that Dagster's own observation uses."""
-    return Output(None, metadata={SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION: True})
+def _outputs(context: AssetExecutionContext, *, reported_by_dagster: bool) -> Iterator[Output[None]]:
+    """The outputs that let the next steps start: the asset's, which reports nothing more, and its check's."""
+    if not reported_by_dagster:
+        # Dagster marks its own observations so: an output without a materialization.
+        yield Output(None, metadata={SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION: True})
+    for key in context.selected_asset_check_keys:
+        yield Output(None, output_name=f"{key.asset_key.to_python_identifier()}_{key.name}")
 
 
 def _quarantine_text(key: str, domains: Sequence[str]) -> str:

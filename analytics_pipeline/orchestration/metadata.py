@@ -10,6 +10,7 @@ from dagster import MetadataValue, TableColumn, TableColumnConstraints, TableSch
 
 from analytics_pipeline.records import BatchHour, DomainOutcome, GateResult, HourOutcome
 from analytics_pipeline.settings import Settings
+from analytics_pipeline.storage.profile import RawTotals
 from analytics_pipeline.storage.schema_columns import columns_by_table
 
 Metadata = dict[str, Any]
@@ -91,9 +92,10 @@ def _failing(gate: GateResult) -> Sequence[Metadata]:
     ]
 
 
-def drained_metadata(shares: Sequence[BatchHour], batches: Sequence[int]) -> Metadata:
+def drained_metadata(shares: Sequence[BatchHour], batches: Sequence[int], totals: RawTotals) -> Metadata:
     """What the drain added to one partition, over the batches that are reported together."""
     return {
+        "dagster/row_count": totals.rows,
         "rows_written": sum(share.raw_rows for share in shares),
         "late_rows": sum(share.late_rows for share in shares),
         "dead_letters": sum(share.dead_letters for share in shares),
@@ -102,12 +104,11 @@ def drained_metadata(shares: Sequence[BatchHour], batches: Sequence[int]) -> Met
     }
 
 
-def drained_check_metadata(shares: Sequence[BatchHour]) -> Metadata:
-    """What the drain's gate refused in one partition, with reasons and sample positions."""
-    failed = sum(share.dead_letters for share in shares)
+def drained_check_metadata(shares: Sequence[BatchHour], totals: RawTotals) -> Metadata:
+    """What the drain refused in one partition: over the whole hour, and why in the batches reported."""
     metadata: Metadata = {
-        "rows_judged": failed + sum(share.raw_rows for share in shares),
-        "rows_failed": failed,
+        "rows_judged": totals.rows + totals.dead_letters,
+        "rows_failed": totals.dead_letters,
     }
     reasons: dict[str, int] = {}
     for share in shares:

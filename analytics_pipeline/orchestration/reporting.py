@@ -6,7 +6,7 @@ one tick takes, the cursor also says how far into their hours the last tick came
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -16,6 +16,7 @@ from analytics_pipeline.orchestration.checks import drained_verdict
 from analytics_pipeline.orchestration.metadata import drained_metadata
 from analytics_pipeline.orchestration.partitions import hour_of_key, key_of
 from analytics_pipeline.records import RAW_EVENTS, BatchHour, BatchReport
+from analytics_pipeline.storage.profile import RawTotals
 
 #: Two events an hour, about 10 ms each to store: a tick with a year of history in it still leaves time for runs.
 MAX_HOURS_PER_TICK = 60
@@ -47,42 +48,48 @@ class Cursor:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """Events to hand to Dagster, and the cursor that goes with them."""
+class Selection:
+    """What one tick reports: each hour's shares with their batch, and the cursor that goes with it."""
 
-    events: list[AssetMaterialization | AssetCheckEvaluation]
+    shares: dict[datetime, list[tuple[int, BatchHour]]]
     cursor: Cursor
     hours_left: int
 
 
-def report(cursor: Cursor, batches: Sequence[BatchReport], first_hour: datetime, last_hour: datetime) -> Report:
-    """The events of the batches after the cursor. Hours without a partition are counted nowhere in Dagster."""
+def select(cursor: Cursor, batches: Sequence[BatchReport], first_hour: datetime, last_hour: datetime) -> Selection:
+    """The hours to report of the batches after the cursor, oldest first. Hours without a partition are left out:
+    Dagster has no place for them."""
     if cursor.until is not None:
         batches = [batch for batch in batches if batch.batch_id <= cursor.until]
     if not batches:
-        return Report([], Cursor(cursor.batch_id), 0)
+        return Selection({}, Cursor(cursor.batch_id), 0)
     shares: dict[datetime, list[tuple[int, BatchHour]]] = {}
     for batch in batches:
         for share in batch.hours:
             if first_hour <= share.hour <= last_hour and (cursor.hour is None or share.hour > cursor.hour):
                 shares.setdefault(share.hour, []).append((batch.batch_id, share))
     hours = sorted(shares)
-    events = [event for hour in hours[:MAX_HOURS_PER_TICK] for event in _events(hour, shares[hour])]
     newest = batches[-1].batch_id
     if len(hours) <= MAX_HOURS_PER_TICK:
-        return Report(events, Cursor(newest), 0)
-    stopped_at = hours[MAX_HOURS_PER_TICK - 1]
-    return Report(events, Cursor(cursor.batch_id, newest, stopped_at), len(hours) - MAX_HOURS_PER_TICK)
+        return Selection({hour: shares[hour] for hour in hours}, Cursor(newest), 0)
+    chosen = hours[:MAX_HOURS_PER_TICK]
+    return Selection(
+        {hour: shares[hour] for hour in chosen},
+        Cursor(cursor.batch_id, newest, chosen[-1]),
+        len(hours) - len(chosen),
+    )
 
 
-def _events(
-    hour: datetime, shares: Sequence[tuple[int, BatchHour]]
+def events(
+    selection: Selection, totals: Mapping[datetime, RawTotals]
 ) -> list[AssetMaterialization | AssetCheckEvaluation]:
-    batch_ids = sorted({batch_id for batch_id, _ in shares})
-    parts = [share for _, share in shares]
-    return [
-        AssetMaterialization(
-            AssetKey(RAW_EVENTS), partition=key_of(hour), metadata=drained_metadata(parts, batch_ids)
-        ),
-        drained_verdict(key_of(hour), parts),
-    ]
+    """A materialization and a verdict for each hour. ``totals``: what each hour holds in all."""
+    made: list[AssetMaterialization | AssetCheckEvaluation] = []
+    for hour, owned in selection.shares.items():
+        batch_ids = sorted({batch_id for batch_id, _ in owned})
+        shares = [share for _, share in owned]
+        total = totals.get(hour, RawTotals())
+        metadata = drained_metadata(shares, batch_ids, total)
+        made.append(AssetMaterialization(AssetKey(RAW_EVENTS), partition=key_of(hour), metadata=metadata))
+        made.append(drained_verdict(key_of(hour), shares, total))
+    return made

@@ -23,9 +23,10 @@ from dagster import (
 
 from analytics_pipeline.errors import PipelineError
 from analytics_pipeline.orchestration import fingerprint, lost_runs
-from analytics_pipeline.orchestration.partitions import last_partition_hour
+from analytics_pipeline.orchestration.checks import forget_drained_verdicts
+from analytics_pipeline.orchestration.partitions import key_of, last_partition_hour
 from analytics_pipeline.orchestration.planning import Plan, Request, Situation, make_plan
-from analytics_pipeline.orchestration.reporting import Cursor, Report, report
+from analytics_pipeline.orchestration.reporting import Cursor, Selection, events, select
 from analytics_pipeline.orchestration.resources import DRAIN_LOCK, Pipeline
 from analytics_pipeline.orchestration.runs import (
     UnfinishedRun,
@@ -41,6 +42,7 @@ from analytics_pipeline.storage.batches import batches_after
 from analytics_pipeline.storage.claims import delete_claims, read_claims, write_claims
 from analytics_pipeline.storage.engine import Connection
 from analytics_pipeline.storage.ledger import pending, pending_count
+from analytics_pipeline.storage.profile import raw_totals
 
 log = structlog.get_logger(__name__)
 
@@ -88,18 +90,20 @@ def tick(
     unfinished = unfinished_runs(instance)
     lost_runs.fail_lost(instance, unfinished, now)
     with pipeline.connection() as conn:
-        reported = _report(pipeline.settings, conn, cursor, now)
+        selection = _select(pipeline.settings, conn, cursor, now)
+        totals = raw_totals(conn, list(selection.shares))
         plan = _plan(pipeline.settings, instance, conn, unfinished, now)
         if claims:
             conn.commit()
+    forget_drained_verdicts(instance, [key_of(hour) for hour in selection.shares])
     requests = [_run_request(request) for request in plan.requests]
-    words = _words(drained, reported, plan)
-    log.info("tick", words=words, requests=len(requests), events=len(reported.events))
+    words = _words(drained, selection, plan)
+    log.info("tick", words=words, requests=len(requests), hours_reported=len(selection.shares))
     return SensorResult(
         run_requests=requests,
         skip_reason=None if requests else words,
-        cursor=str(reported.cursor),
-        asset_events=reported.events,
+        cursor=str(selection.cursor),
+        asset_events=events(selection, totals),
     )
 
 
@@ -131,14 +135,14 @@ def _drain(pipeline: Pipeline, now: datetime) -> str:
     )
 
 
-def _report(settings: Settings, conn: Connection, cursor: str | None, now: datetime) -> Report:
+def _select(settings: Settings, conn: Connection, cursor: str | None, now: datetime) -> Selection:
     at = Cursor.parse(cursor)
     batches = batches_after(conn, at.batch_id, MAX_BATCHES_PER_TICK)
     if not batches and at.batch_id and not batches_after(conn, at.batch_id - 1, 1):
         # The database is another one than the cursor was made for, or was emptied: begin anew.
         at = Cursor()
         batches = batches_after(conn, 0, MAX_BATCHES_PER_TICK)
-    return report(at, batches, settings.partitions_start, last_partition_hour(now))
+    return select(at, batches, settings.partitions_start, last_partition_hour(now))
 
 
 def _plan(
@@ -178,7 +182,7 @@ def _run_request(request: Request) -> RunRequest:
     )
 
 
-def _words(drained: str, reported: Report, plan: Plan) -> str:
+def _words(drained: str, selection: Selection, plan: Plan) -> str:
     parts = [drained]
     if plan.busy:
         parts.append(f"{plan.busy} hours are being computed")
@@ -192,6 +196,6 @@ def _words(drained: str, reported: Report, plan: Plan) -> str:
             f"{len(plan.outside)} pending hours have no partition (see PARTITIONS_START), the first is "
             f"{min(plan.outside):%Y-%m-%d %H:%M}"
         )
-    if reported.hours_left:
-        parts.append(f"{reported.hours_left} hours are still to be reported")
+    if selection.hours_left:
+        parts.append(f"{selection.hours_left} hours are still to be reported")
     return "; ".join(parts)
