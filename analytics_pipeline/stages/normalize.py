@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ import numpy.typing as npt
 import polars as pl
 
 from analytics_pipeline.domains.base import Domain, SeriesKey, SeriesTuple
+from analytics_pipeline.stages.payload_bytes import Keys, duplicate_keys
 from analytics_pipeline.stages.raw import PAYLOAD_ERRORS, Refusal, explain
 
 Ints = npt.NDArray[np.int64]
@@ -75,15 +77,34 @@ def decode_samples(payloads: Sequence[bytes], domain: Domain) -> Samples:
             sample_keys.append(sample_key)
             series.append(number)
             values.append(value)
+    twice = _with_duplicate_keys(payloads, domain, refusals)
+    kept = ~np.isin(rows, list(twice)) if twice else slice(None)
     return Samples(
-        np.array(rows, np.int64),
-        np.array(ordinals, np.int64),
-        np.array(sample_keys, np.int64),
-        np.array(series, np.int64),
-        np.array(values, np.float64),
+        np.array(rows, np.int64)[kept],
+        np.array(ordinals, np.int64)[kept],
+        np.array(sample_keys, np.int64)[kept],
+        np.array(series, np.int64)[kept],
+        np.array(values, np.float64)[kept],
         [SeriesKey(*series) for series in index],
-        refusals,
+        refusals | twice,
     )
+
+
+def _with_duplicate_keys(
+    payloads: Sequence[bytes], domain: Domain, refused: Mapping[int, Refusal]
+) -> dict[int, Refusal]:
+    """Payloads that could be read, but hold a key that is read more than once, be it the time's."""
+    rows = [row for row in range(len(payloads)) if row not in refused] if refused else range(len(payloads))
+    found = duplicate_keys([payloads[row] for row in rows] if refused else payloads, _keys(domain))
+    return {
+        rows[at]: Refusal("duplicate_key", f"key {key!r} is there more than once; which one counts is not defined")
+        for at, key in found.items()
+    }
+
+
+@lru_cache(maxsize=256)
+def _keys(domain: Domain) -> Keys:
+    return Keys.of(domain.envelope, domain.payload)
 
 
 def latest(columns: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

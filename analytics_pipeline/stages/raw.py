@@ -6,7 +6,7 @@ Nothing is raised for a bad payload: each gets one reason, its neighbours go on.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ import polars as pl
 
 from analytics_pipeline.domains.base import Domain
 from analytics_pipeline.records import HOUR_US
+from analytics_pipeline.stages.payload_bytes import not_utf8
 
 #: What decoding a payload may raise because of the payload. Anything else is a bug and must surface.
 PAYLOAD_ERRORS = (msgspec.MsgspecError, RecursionError, UnicodeError)
@@ -57,23 +58,21 @@ class MessageSlice:
 
 @dataclass(frozen=True, slots=True)
 class DecodedSlice:
-    """What decoding made of a slice: ``event_time_us`` and ``payload`` hold nothing useful where refused."""
+    """What decoding made of a slice: ``event_time_us`` holds nothing useful where refused."""
 
     event_time_us: npt.NDArray[np.int64]
-    payload: pl.Series
     payload_bytes: npt.NDArray[np.int64]
     refusals: dict[int, Refusal]
 
 
 def decode_slice(messages: MessageSlice, domain: Domain | None, max_message_bytes: int) -> DecodedSlice:
-    """Event times and texts of a slice. ``domain`` is None where no domain claims the topic."""
+    """Event times of a slice. ``domain`` is None where no domain claims the topic."""
     values = messages.values
     payload_bytes = np.fromiter((len(v) if v is not None else 0 for v in values), np.int64, len(values))
-    binary = pl.Series("payload", values, dtype=pl.Binary)
     if domain is None:
         refusal = Refusal("unknown_topic", f"no domain claims topic {messages.topic}; add one or drop it")
         refusals = dict.fromkeys(range(len(values)), refusal)
-        return DecodedSlice(np.zeros(len(values), np.int64), _text(binary), payload_bytes, refusals)
+        return DecodedSlice(np.zeros(len(values), np.int64), payload_bytes, refusals)
     refusals = {}
     seconds: list[float] = []
     decode = msgspec.json.Decoder(domain.envelope).decode
@@ -89,10 +88,8 @@ def decode_slice(messages: MessageSlice, domain: Domain | None, max_message_byte
         except PAYLOAD_ERRORS as error:
             refusals[row] = explain(value or b"", error)
         seconds.append(0.0)
-    text = _text(binary)
-    for row in np.flatnonzero(text.is_null().to_numpy()).tolist():
-        refusals.setdefault(row, Refusal("not_utf8", f"payload is not UTF-8: {_utf8_error(values[row])}"))
-    return DecodedSlice(_to_us(seconds), text, payload_bytes, refusals)
+    refusals |= _not_utf8(values, refusals)
+    return DecodedSlice(_to_us(seconds), payload_bytes, refusals)
 
 
 def _to_us(seconds: list[float]) -> npt.NDArray[np.int64]:
@@ -102,8 +99,14 @@ def _to_us(seconds: list[float]) -> npt.NDArray[np.int64]:
     return times
 
 
-def _text(binary: pl.Series) -> pl.Series:
-    return binary.cast(pl.String, strict=False)
+def _not_utf8(values: Sequence[bytes | None], refused: Mapping[int, Refusal]) -> dict[int, Refusal]:
+    """Of what was not refused yet, payloads whose bytes are no text: decoding looks only at what it reads."""
+    rows = [row for row in range(len(values)) if row not in refused] if refused else range(len(values))
+    texts = [values[row] or b"" for row in rows] if refused else values
+    return {
+        rows[at]: Refusal("not_utf8", f"payload is not UTF-8: {_utf8_error(values[rows[at]])}")
+        for at in not_utf8(texts)  # type: ignore[arg-type]  # what has no value was refused
+    }
 
 
 def _utf8_error(value: bytes | None) -> str:
