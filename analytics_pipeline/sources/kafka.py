@@ -74,6 +74,7 @@ class LogReader:
         self._admin: AdminClient | None = None
         self._positions: dict[TopicPartitionKey, Position] = {}
         self._at_end: set[TopicPartitionKey] = set()
+        self._reached: set[TopicPartitionKey] = set()
 
     # ------------------------------------------------------------------ what there is
 
@@ -126,6 +127,7 @@ class LogReader:
 
     def assign(self, positions: Mapping[TopicPartitionKey, Position]) -> None:
         """Read on from these positions. Keeps what was fetched ahead where nothing changed."""
+        self._reached = set()
         if dict(positions) == self._positions:
             return
         self._positions = dict(positions)
@@ -140,8 +142,12 @@ class LogReader:
 
     @property
     def at_end(self) -> bool:
-        """Whether every assigned log was read to its end."""
-        return len(self._at_end) == len(self._positions)
+        """Whether every assigned log was read to an end since ``assign``.
+
+        Not to all ends at one moment: where messages keep coming, that moment never is, and a reader would
+        chase the tail until its time is over.
+        """
+        return len(self._at_end | self._reached) == len(self._positions)
 
     def read(self, max_messages: int, max_bytes: int, deadline: float) -> list[MessageSlice]:
         """Messages up to the bounds, the end of all logs, or the deadline (``time.monotonic``).
@@ -209,6 +215,7 @@ class LogReader:
             part = self._slice(key, slices)
             part.next_offset = max(part.next_offset, message.offset())
             self._at_end.add(key)
+            self._reached.add(key)
         elif code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
             raise OffsetOutOfRangeError(*key, self._positions[key].next_offset)
         elif not error.retriable() and error.fatal():
