@@ -2,8 +2,8 @@
 
 The files are idempotent and forward only. A file whose content changed is applied again, and so is every
 later one, because later files rest on earlier ones (grants name views, views name tables). The same happens
-when the server can do something that it could not before: TimescaleDB was installed, its licence changed, or
-the role may now create roles.
+when the server has something that it had not before: TimescaleDB was installed, its licence changed, or an
+administrator created the roles that this one may not create.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CREATE TABLE IF NOT EXISTS schema_migration (
 _CAPABILITIES = """
 SELECT 'timescaledb ' || coalesce((SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'), 'none')
     || ', licence ' || coalesce(current_setting('timescaledb.license', true), 'none')
-    || ', may create roles ' || (SELECT rolcreaterole OR rolsuper FROM pg_roles WHERE rolname = current_user)
+    || ', roles ' || (SELECT count(*) FROM pg_roles WHERE rolname IN ('analytics_reader', 'analytics_writer'))
 """
 
 
@@ -237,6 +237,10 @@ def _apply_outdated(conn: Connection, files: Sequence[SqlFile], on_notice: Calla
             text = notice.strip()
             if text.startswith(("NOTICE:  migrate:", "WARNING:")):
                 on_notice(f"{file.name}: {text.partition(':')[2].strip().removeprefix('migrate:').strip()}")
+    if outdated_files:
+        with conn.cursor() as cursor:
+            # What the files themselves brought, as the roles, is no reason to apply them again.
+            cursor.execute("UPDATE schema_migration SET server = %s", (_capabilities(cursor),))
     return [file.name for file in outdated_files]
 
 

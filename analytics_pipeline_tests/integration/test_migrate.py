@@ -114,6 +114,14 @@ def test_an_owner_without_other_rights_can_migrate(bare_settings: Settings, plai
     assert migrate(plain_role) == []
 
 
+def test_whoever_runs_the_pipeline_can_ask_what_is_outdated(
+    database_settings: Settings, plain_role: Settings
+) -> None:
+    fetch(database_settings, f"GRANT analytics_writer TO {plain_role.db_user}")
+    with connection(engine_for(plain_role)) as conn:
+        assert outdated(conn) == []
+
+
 def test_a_reader_sees_the_public_views_and_nothing_else(
     database_settings: Settings, plain_role: Settings
 ) -> None:
