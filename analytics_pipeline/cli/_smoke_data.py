@@ -93,7 +93,7 @@ class Payloads:
         if planned.kind == "duplicate" and planned.key in self._last:
             return self._last[planned.key]
         if planned.kind == "late":
-            moment -= timedelta(seconds=self._random.randrange(60, int(LATEST_LATENESS.total_seconds())))
+            moment -= timedelta(seconds=self._random.uniform(60, LATEST_LATENESS.total_seconds()))
         sensor = f"{planned.key}-{planned.number // MACHINES % SENSORS}"
         made = reading(moment, planned.key, sensor, self._random.gauss(100, 1), factory=planned.kind)
         if planned.kind == "live":

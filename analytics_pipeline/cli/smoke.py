@@ -25,6 +25,7 @@ STATE_DIR = Path(".state") / "smoke"
 #: The p95 of freshness to KPI above which the run counts as failed.
 MAX_KPI_P95_S = 15.0
 
+WARM_UP_TIMEOUT_S = 90.0
 PENDING_TIMEOUT_S = 180.0
 POLL_S = 0.5
 
@@ -66,13 +67,14 @@ def _run(session: Session, say: Callable[[str], None]) -> dict[str, Any]:
     topic = session.registry.topics[0]
     say(f"sending {data.WARM_UP} messages to warm the workers up")
     warm = _send(session, topic, data.warm_up(), data.Payloads(datetime.now(UTC) - timedelta(seconds=1)))
-    _wait_until_done(session, topic, warm)
     watcher = Watcher(session.engine, topic)
     watcher.start()
-    say(f"sending {data.MESSAGES - data.WARM_UP:,} messages at {data.MESSAGES_PER_S:,} a second")
-    sent = _send(session, topic, data.plan(), data.Payloads(datetime.now(UTC)))
-    say("waiting until nothing is pending")
-    pending = _wait_until_done(session, topic, sent)
+    pending, sent = _wait_until_done(session, topic, warm, WARM_UP_TIMEOUT_S), []
+    if pending == 0:
+        say(f"sending {data.MESSAGES - data.WARM_UP:,} messages at {data.MESSAGES_PER_S:,} a second")
+        sent = _send(session, topic, data.plan(), data.Payloads(datetime.now(UTC)))
+        say("waiting until nothing is pending")
+        pending = _wait_until_done(session, topic, sent, PENDING_TIMEOUT_S)
     watcher.stop()
     verdict = judge(session.engine, topic, [*warm, *sent])
     for difference in verdict.differences:
@@ -107,7 +109,7 @@ def _send(session: Session, topic: str, messages: Iterable[Planned], payloads: P
     return [it for _, it in sorted(confirmed, key=lambda pair: pair[0])]
 
 
-def _wait_until_done(session: Session, topic: str, sent: Sequence[Sent]) -> int:
+def _wait_until_done(session: Session, topic: str, sent: Sequence[Sent], timeout_s: float) -> int:
     """Wait until all of it was drained and nothing is pending; return how much still is when time is up."""
     from analytics_pipeline.storage.engine import connection
     from analytics_pipeline.storage.ledger import pending_count
@@ -115,7 +117,7 @@ def _wait_until_done(session: Session, topic: str, sent: Sequence[Sent]) -> int:
     last: dict[int, int] = {}
     for message in sent:
         last[message.partition] = max(message.offset, last.get(message.partition, -1))
-    deadline = time.monotonic() + PENDING_TIMEOUT_S
+    deadline = time.monotonic() + timeout_s
     while True:
         session.stack.revive()
         with connection(session.engine) as conn, conn.cursor() as cursor:
@@ -154,5 +156,7 @@ def _report(sent: Sequence[Sent], verdict: Verdict, watcher: Watcher, pending: i
 
 def _percentile(values: Sequence[float], percent: int) -> float | None:
     """None when so many never arrived that the percentile is unknown."""
+    if len(values) < 2:
+        return None
     value = statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
     return round(value, 2) if math.isfinite(value) else None
