@@ -262,7 +262,8 @@ class LogReader:
                     "fetch.message.max.bytes": 32 * 1024 * 1024,
                     "fetch.max.bytes": 64 * 1024 * 1024,
                     "receive.message.max.bytes": 128 * 1024 * 1024,
-                    "log_level": 3,
+                    "log_level": 0,  # errors come back from calls, with a remedy
+                    "reconnect.backoff.ms": 200,
                 }
             )
         return self._consumer

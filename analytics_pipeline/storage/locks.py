@@ -12,17 +12,29 @@ from analytics_pipeline.records import HOUR_S, AssetName
 from analytics_pipeline.storage.engine import Connection
 
 
+#: Assets that read master data. sql/40_master_data.sql holds the same lock, exclusively, while it marks.
+_READ_MASTER_DATA = frozenset[AssetName]({"anomalies", "kpis"})
+_HOUR = "(hashtext(current_schema() || %s), %s)"
+_MASTER_DATA = "(hashtext('analytics_pipeline.master_data'), hashtext(current_schema()))"
+
+
 @contextmanager
 def hour_lock(conn: Connection, asset: AssetName, hour: datetime) -> Iterator[None]:
     """Holds (asset, hour) for this session, and only then lets the snapshot open.
 
     An advisory lock of the session, not of the transaction: waiting for the latter would already take the
     snapshot, and the run would not see what the run before it committed. It goes with the connection.
+
+    Assets that read master data also keep edits of it out meanwhile: an edit marks the hours that are there when
+    it commits, and must not miss one that is being computed with what was before.
     """
-    hours = int(hour.timestamp()) // HOUR_S
+    partition = (asset, int(hour.timestamp()) // HOUR_S)
+    shared = asset in _READ_MASTER_DATA
     conn.autocommit = True
     with conn.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_lock(hashtext(current_schema() || %s), %s)", (asset, hours))
+        cursor.execute(f"SELECT pg_advisory_lock{_HOUR}", partition)
+        if shared:
+            cursor.execute(f"SELECT pg_advisory_lock_shared{_MASTER_DATA}")
     try:
         conn.autocommit = False
         conn.set_session(isolation_level=ISOLATION_LEVEL_REPEATABLE_READ)
@@ -33,5 +45,7 @@ def hour_lock(conn: Connection, asset: AssetName, hour: datetime) -> Iterator[No
             conn.set_session(isolation_level=ISOLATION_LEVEL_DEFAULT)
             conn.autocommit = True
             with conn.cursor() as cursor:
-                cursor.execute("SELECT pg_advisory_unlock(hashtext(current_schema() || %s), %s)", (asset, hours))
+                if shared:
+                    cursor.execute(f"SELECT pg_advisory_unlock_shared{_MASTER_DATA}")
+                cursor.execute(f"SELECT pg_advisory_unlock{_HOUR}", partition)
             conn.autocommit = False
