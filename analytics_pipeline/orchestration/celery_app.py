@@ -44,10 +44,6 @@ PRELOADED = (
     "dagster_postgres",
 )
 
-#: A connection of Dagster's storage is used again for this long.
-POOL_RECYCLE_S = 3600
-STORAGE_STATEMENT_TIMEOUT_MS = 60_000
-
 _settings = load_settings()
 app: Celery = make_app(  # type: ignore[no-untyped-call]
     {
@@ -82,12 +78,8 @@ def _warm_up_child(**_: Any) -> None:
 
 @lru_cache(maxsize=1)
 def _instance() -> DagsterInstance:
-    """This child's instance, kept from run to run, with connections that stay open."""
-    instance = DagsterInstance.get()
-    instance.optimize_for_webserver(
-        statement_timeout=STORAGE_STATEMENT_TIMEOUT_MS, pool_recycle=POOL_RECYCLE_S, max_overflow=-1
-    )
-    return instance
+    """This child's instance, kept from run to run."""
+    return DagsterInstance.get()
 
 
 @app.task(bind=True, name=TASK_EXECUTE_JOB_NAME, track_started=True)  # type: ignore[untyped-decorator]
