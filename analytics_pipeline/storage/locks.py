@@ -11,7 +11,6 @@ from psycopg2.extensions import ISOLATION_LEVEL_DEFAULT, ISOLATION_LEVEL_REPEATA
 from analytics_pipeline.records import HOUR_S, AssetName
 from analytics_pipeline.storage.engine import Connection
 
-
 #: Assets that read master data. sql/40_master_data.sql holds the same lock, exclusively, while it marks.
 _READ_MASTER_DATA = frozenset[AssetName]({"anomalies", "kpis"})
 _HOUR = "(hashtext(current_schema() || %s), %s)"
