@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from dataclasses import dataclass
 
@@ -37,10 +38,30 @@ def is_free(port: int) -> bool:
     return True
 
 
-def choose_port(preferred: int, *, avoid: frozenset[int] = frozenset()) -> PortChoice:
-    """The preferred port, or the next free one above it that nobody else (``avoid``) was promised."""
+#: Kept until this process ends.
+_reservations: list[socket.socket] = []
+
+
+def _reserve(port: int) -> bool:
+    """Claim the port among all stacks of this machine: seconds pass before a server binds what was chosen.
+
+    The claim is a name in the kernel, which goes away with the process. Linux alone has such names; elsewhere a
+    race is left to chance.
+    """
+    claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        claim.bind(f"\0analytics-pipeline-port-{port}")
+    except OSError as error:
+        claim.close()
+        return error.errno != errno.EADDRINUSE
+    _reservations.append(claim)
+    return True
+
+
+def choose_port(preferred: int) -> PortChoice:
+    """The preferred port, or the next one above it that is free and promised to no other stack."""
     last = min(preferred + PORTS_TRIED, 65535)
     for port in range(preferred, last + 1):
-        if port not in avoid and is_free(port):
+        if is_free(port) and _reserve(port):
             return PortChoice(preferred, port)
     raise EmbeddedServerError(f"127.0.0.1: no free TCP port from {preferred} to {last}; free one")

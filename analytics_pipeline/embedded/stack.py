@@ -82,7 +82,6 @@ class Stack:
         self.web_url = ""
         self._dagster_yaml = dagster_yaml
         self._preferred = ports or PreferredPorts()
-        self._promised: frozenset[int] = frozenset()
         self._say = say
         self._extra_env = dict(extra_env or {})
         self._restart: dict[str, Callable[[], Managed]] = {}
@@ -217,8 +216,7 @@ class Stack:
         return self.supervisor.start(name, argv, env=self.environment, cwd=self.state_dir, tier=tier)
 
     def _port(self, what: str, preferred: int, *, quiet: bool = False) -> int:
-        choice = choose_port(preferred, avoid=self._promised)
-        self._promised |= {choice.port}
+        choice = choose_port(preferred)
         if choice.moved and not quiet:
             self._say(f"port {preferred} is taken: {what} goes to {choice.port}")
         return choice.port
