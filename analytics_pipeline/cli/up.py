@@ -56,7 +56,7 @@ class _Screen:
 
     def __init__(self) -> None:
         self.console = Console(highlight=False)
-        self.status = self.console.status("starting")
+        self.status = self.console.status("starting", refresh_per_second=2)
         self._started = time.monotonic()
 
     def say(self, text: str) -> None:
@@ -73,7 +73,7 @@ def _run(session: Session, screen: _Screen, *, stream: bool) -> None:
         _send_history(session, producer, screen)
     screen.say("starting workers, code location, daemon and web page (about 20 s)")
     session.stack.start_pipeline()
-    screen.say("everything runs")
+    screen.say("everything runs; Ctrl-C stops it all")
     screen.console.print(_what_to_see(session), soft_wrap=True)
     try:
         _stream(session, producer, screen, stream=stream)
@@ -126,7 +126,7 @@ def _stream(session: Session, producer: Producer, screen: _Screen, *, stream: bo
         producer.poll(TICK_S)
         if time.monotonic() >= look_at:
             session.stack.revive()
-            screen.status.update(f"sent {sent:,} live messages; {_progress(session)}; Ctrl-C stops everything")
+            screen.status.update(f"{sent:,} sent live; {_progress(session)}")
             look_at = time.monotonic() + LOOK_EVERY_S
         time.sleep(TICK_S)
 
@@ -137,7 +137,7 @@ def _progress(session: Session) -> str:
     with connection(session.engine) as conn, conn.cursor() as cursor:
         cursor.execute(_PROGRESS_SQL)
         raw, dead, hours, kpis = cursor.fetchone()
-    return f"{raw:,} raw rows, {dead:,} dead letters, {kpis:,} KPI rows, {hours:,} hours pending"
+    return f"{raw:,} raw, {dead:,} dead letters, {kpis:,} KPIs, {hours:,} hours pending"
 
 
 def _what_to_see(session: Session) -> str:
