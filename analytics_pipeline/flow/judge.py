@@ -134,8 +134,16 @@ class Judge:
             ],
             accepted.event_time_us < late_before_us,
             int(seen_us.max()) if len(seen_us) else None,
-            max(messages.kafka_times_ms) * 1000 if len(messages) else None,
+            _last_kafka_us(arrival),
         )
+
+
+def _last_kafka_us(arrival: Arrival) -> int | None:
+    """The newest Kafka time, no later than it arrived: a producer's clock that is ahead would make every other
+    partition of the topic look idle."""
+    if not len(arrival.messages):
+        return None
+    return min(max(arrival.messages.kafka_times_ms) * 1000, int(arrival.arrived_at_us.max()))
 
 
 def _readable(decoded: DecodedSlice) -> npt.NDArray[np.int64]:

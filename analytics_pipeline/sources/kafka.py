@@ -28,6 +28,8 @@ CHUNK_WAIT_S = 0.1
 #: Without a message, an end of log or an error for this long, the broker counts as out of reach.
 SILENCE_S = 3.0
 METADATA_TIMEOUT_S = 5.0
+#: Producers may write any timestamp. No calendar has those beyond, and one of them would stop its partition.
+KAFKA_TIMES_MS = (0, 253_402_214_400_000)  # 1970-01-01 to 9999-12-31
 #: Bounds what librdkafka holds ahead of us.
 QUEUED_KIB = 64 * 1024
 
@@ -227,6 +229,7 @@ class LogReader:
             if part.offsets:
                 part.next_offset = max(part.next_offset, part.offsets[-1] + 1)
             part.gaps = _gaps(part)
+            part.kafka_times_ms = _representable(part.kafka_times_ms)
             self._positions[key] = Position(part.epoch, part.next_offset)
 
     # ------------------------------------------------------------------ the rest
@@ -273,6 +276,14 @@ class LogReader:
             f"Kafka at {self._settings.kafka_brokers} does not answer ({detail}); "
             "check KAFKA_BROKERS and that the broker runs; reading goes on where it stopped"
         )
+
+
+def _representable(times_ms: list[int]) -> list[int]:
+    """The times, or where one is outside of `KAFKA_TIMES_MS` (it was unknown, or nonsense), the nearest."""
+    first, last = KAFKA_TIMES_MS
+    if not times_ms or (min(times_ms) >= first and max(times_ms) <= last):
+        return times_ms
+    return [min(max(time_ms, first), last) for time_ms in times_ms]
 
 
 def _gaps(part: MessageSlice) -> list[tuple[int, int]]:

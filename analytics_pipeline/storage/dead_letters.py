@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
+from typing import Any
 
 from psycopg2 import Binary
 from psycopg2.extras import execute_values
@@ -13,6 +14,10 @@ from analytics_pipeline.storage.engine import Connection
 from analytics_pipeline.storage.raw_events import headers_json
 
 ERROR_CHARACTERS = 1000
+#: One statement takes so many letters, or so many bytes of payloads, keys and headers: as SQL text they take
+#: several times their size, and a single letter may have many megabytes.
+STATEMENT_LETTERS = 500
+STATEMENT_BYTES = 8 * 1024 * 1024
 
 
 def _text(value: str) -> str:
@@ -50,19 +55,36 @@ def write(connection: Connection, letters: Sequence[DeadLetter], batch_id: int |
 
     ``batch_id`` is that of letters which do not carry one yet.
     """
-    if not letters:
-        return
     with connection.cursor() as cursor:
-        execute_values(
-            cursor,
-            'INSERT INTO dead_letters (topic, epoch, partition, "offset", ordinal, stage, hour, domain, reason, '
-            "error, payload, key, headers, kafka_time, event_time, arrived_at, batch_id) VALUES %s "
-            'ON CONFLICT (topic, epoch, partition, "offset", ordinal, stage) DO UPDATE SET hour = EXCLUDED.hour, '
-            "domain = EXCLUDED.domain, reason = EXCLUDED.reason, error = EXCLUDED.error, "
-            "event_time = EXCLUDED.event_time, batch_id = EXCLUDED.batch_id",
-            [_row(letter, batch_id) for letter in letters],
-            page_size=500,
-        )
+        for page in _pages(letters):
+            _write_page(cursor, page, batch_id)
+
+
+def _pages(letters: Sequence[DeadLetter]) -> Iterator[list[DeadLetter]]:
+    page: list[DeadLetter] = []
+    size = 0
+    for letter in letters:
+        page.append(letter)
+        size += sum(len(part) for part in (letter.payload, letter.key) if part is not None)
+        size += sum(len(value) for _, value in letter.headers or () if value is not None)
+        if len(page) == STATEMENT_LETTERS or size >= STATEMENT_BYTES:
+            yield page
+            page, size = [], 0
+    if page:
+        yield page
+
+
+def _write_page(cursor: Any, page: Sequence[DeadLetter], batch_id: int | None) -> None:
+    execute_values(
+        cursor,
+        'INSERT INTO dead_letters (topic, epoch, partition, "offset", ordinal, stage, hour, domain, reason, '
+        "error, payload, key, headers, kafka_time, event_time, arrived_at, batch_id) VALUES %s "
+        'ON CONFLICT (topic, epoch, partition, "offset", ordinal, stage) DO UPDATE SET hour = EXCLUDED.hour, '
+        "domain = EXCLUDED.domain, reason = EXCLUDED.reason, error = EXCLUDED.error, "
+        "event_time = EXCLUDED.event_time, batch_id = EXCLUDED.batch_id",
+        [_row(letter, batch_id) for letter in page],
+        page_size=STATEMENT_LETTERS,
+    )
 
 
 def forget(connection: Connection, stage: str, hour: datetime, domain: str) -> int:

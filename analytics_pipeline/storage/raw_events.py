@@ -71,7 +71,21 @@ def headers_json(headers: Headers) -> str | None:
     """Headers as JSON pairs. Values that are no UTF-8 text are kept as ``{"hex": "…"}``."""
     if not headers:
         return None
-    return json.dumps([[name, _header_value(value)] for name, value in headers]).replace("\\u0000", "\\ufffd")
+    # A name's NUL is no character to PostgreSQL; a value with one is kept in hex.
+    return json.dumps([[name.replace("\0", "\ufffd"), _header_value(value)] for name, value in headers])
+
+
+def headers_of(stored: object) -> Headers:
+    """Headers as they came, from how `headers_json` keeps them."""
+    if not isinstance(stored, list):
+        return None
+    return [(name, _header_bytes(value)) for name, value in stored]
+
+
+def _header_bytes(kept: Any) -> bytes | None:
+    if kept is None:
+        return None
+    return kept.encode() if isinstance(kept, str) else bytes.fromhex(kept["hex"])
 
 
 def _header_value(value: bytes | None) -> Any:
@@ -238,7 +252,9 @@ def read_origins(connection: Connection, raw: StoredRows, rows: Sequence[int]) -
             fetch=True,
         )
     return {
-        place: Origin(topic, epoch, None if key is None else bytes(key), headers, to_us(arrived), batch)
+        place: Origin(
+            topic, epoch, None if key is None else bytes(key), headers_of(headers), to_us(arrived), batch
+        )
         for place, topic, epoch, key, headers, arrived, batch in found
     }
 

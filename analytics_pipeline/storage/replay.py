@@ -13,7 +13,7 @@ import numpy.typing as npt
 from analytics_pipeline.records import HOUR, RAW_EVENTS, to_us
 from analytics_pipeline.stages.raw import MessageSlice
 from analytics_pipeline.storage.engine import Connection
-from analytics_pipeline.storage.raw_events import RawRows, copy_raw, pick
+from analytics_pipeline.storage.raw_events import RawRows, copy_raw, headers_of, pick
 
 
 class Known(Enum):
@@ -97,7 +97,7 @@ def _slice(rows: Sequence[tuple[object, ...]], where: Known) -> KnownSlice:
         messages.kafka_times_ms.append(to_us(row[4]) // 1000)  # type: ignore[arg-type]
         messages.values.append(payload.encode() if isinstance(payload, str) else _bytes(payload))
         messages.keys.append(_bytes(key))
-        messages.headers.append(_headers(row[7]))
+        messages.headers.append(headers_of(row[7]))
     arrived, batch, event = (
         np.array([to_us(row[8]) for row in rows], np.int64),  # type: ignore[arg-type]
         np.array([row[9] or 0 for row in rows], np.int64),
@@ -108,18 +108,6 @@ def _slice(rows: Sequence[tuple[object, ...]], where: Known) -> KnownSlice:
 
 def _bytes(value: object) -> bytes | None:
     return None if value is None else bytes(value)  # type: ignore[call-overload]
-
-
-def _headers(stored: object) -> list[tuple[str, bytes | None]] | None:
-    if not isinstance(stored, list):
-        return None
-    return [
-        (
-            name,
-            None if value is None else value.encode() if isinstance(value, str) else bytes.fromhex(value["hex"]),
-        )
-        for name, value in stored
-    ]
 
 
 def positions(connection: Connection, part: MessageSlice) -> set[int]:
