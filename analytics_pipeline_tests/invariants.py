@@ -1,0 +1,242 @@
+"""What holds when nothing is pending, whatever happened before: checked against what was sent, and a reference.
+
+Every fault test ends with `assert_invariants`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, tzinfo
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from analytics_pipeline.records import to_us
+from analytics_pipeline.storage import ledger
+from analytics_pipeline.storage.engine import connection
+from analytics_pipeline_tests import reference
+from analytics_pipeline_tests.pipeline import Pipeline
+from analytics_pipeline_tests.reference import Limits, Message, SeriesKey
+from analytics_pipeline_tests.worlds import Sent, World
+
+Log = tuple[str, int, int]
+_SERIES = "s.tenant_id, s.factory_id, s.machine_id, s.sensor_id, s.metric"
+
+
+def assert_invariants(world: World, sent: Sequence[Sent] | None = None, limits: Limits | None = None) -> None:
+    """Nothing lost, nothing twice, live equals a full rebuild bit for bit, and both equal the naive reference."""
+    sent = world.sent if sent is None else sent
+    assert_settled(world.pipeline)
+    assert_accounted_for(world.pipeline, sent)
+    assert_equals_reference(world.pipeline, messages_of(sent), limits or {})
+    assert_live_equals_rebuild(world.pipeline)
+
+
+def assert_settled(pipeline: Pipeline) -> None:
+    with connection(pipeline.engine) as conn:
+        assert ledger.pending(conn) == []
+    assert pipeline.query("SELECT asset, hour, status, detail FROM partition_state WHERE status <> 'open'") == []
+
+
+def assert_live_equals_rebuild(pipeline: Pipeline) -> None:
+    live = pipeline.snapshot()
+    pipeline.rebuild(pipeline.hours())
+    pipeline.settle()
+    rebuilt = pipeline.snapshot()
+    for table, rows in live.items():
+        assert rebuilt[table] == rows, table
+
+
+# ---------------------------------------------------------------------- nothing lost, nothing twice
+
+
+def assert_accounted_for(pipeline: Pipeline, sent: Sequence[Sent]) -> None:
+    """Every offset below the next one is a raw event, or a dead letter, or in a gap: exactly one of them."""
+    raw = _offsets(pipeline, 'SELECT topic, epoch, partition, "offset" FROM raw_events')
+    dead = _offsets(
+        pipeline, "SELECT topic, epoch, partition, \"offset\" FROM dead_letters WHERE stage = 'raw_events'"
+    )
+    gaps = _gaps(pipeline)
+    for log, (begin, end) in _read_ranges(pipeline).items():
+        found = sorted(raw.pop(log, []) + dead.pop(log, []) + gaps.get(log, []))
+        first = min([begin, *gaps.get(log, [])])  # what retention took before the first batch
+        assert found == list(range(first, end)), f"{log}: {_difference(found, first, end)}"
+    assert not raw, f"raw events of logs that were never read: {list(raw)}"
+    assert not dead, f"dead letters of logs that were never read: {list(dead)}"
+    _assert_every_message_is_there(pipeline, sent)
+    _assert_dead_letters(pipeline, sent)
+    _assert_counts_agree(pipeline)
+
+
+def _offsets(pipeline: Pipeline, query: str) -> dict[Log, list[int]]:
+    found: dict[Log, list[int]] = {}
+    for topic, epoch, partition, offset in pipeline.query(query):
+        found.setdefault((topic, epoch, partition), []).append(offset)
+    return found
+
+
+def _gaps(pipeline: Pipeline) -> dict[Log, list[int]]:
+    found: dict[Log, list[int]] = {}
+    rows = pipeline.query(
+        "SELECT topic, epoch, partition, from_offset, to_offset FROM offset_gap WHERE to_offset IS NOT NULL"
+    )
+    for topic, epoch, partition, begin, end in rows:
+        found.setdefault((topic, epoch, partition), []).extend(range(begin, end))
+    return found
+
+
+def _read_ranges(pipeline: Pipeline) -> dict[Log, tuple[int, int]]:
+    """What batches read of each log, without overlap; holes between batches are for gaps to explain."""
+    ranges: dict[Log, list[tuple[int, int]]] = {}
+    for topic, epoch, partition, begin, end in pipeline.query(
+        "SELECT topic, epoch, partition, from_offset, to_offset FROM ingest_batch_range ORDER BY from_offset"
+    ):
+        ranges.setdefault((topic, epoch, partition), []).append((begin, end))
+    spans = {}
+    for log, steps in ranges.items():
+        for before, after in pairwise(steps):
+            assert before[1] <= after[0], f"{log}: offsets {after[0]} to {before[1]} were read twice"
+        spans[log] = (steps[0][0], steps[-1][1])
+    for topic, partition, epoch, next_offset in pipeline.query(
+        "SELECT topic, partition, epoch, next_offset FROM kafka_offset"
+    ):
+        begin, end = spans.get((topic, epoch, partition), (next_offset, next_offset))
+        spans[topic, epoch, partition] = (begin, max(end, next_offset))
+        assert end <= next_offset
+    return spans
+
+
+def _difference(found: Sequence[int], begin: int, end: int) -> str:
+    lost = sorted(set(range(begin, end)) - set(found))
+    doubled = sorted({one for at, one in enumerate(found[1:]) if found[at] == one})
+    strange = sorted(set(found) - set(range(begin, end)))
+    return f"lost {lost[:10]}, doubled {doubled[:10]}, outside of what was read {strange[:10]}"
+
+
+def _assert_every_message_is_there(pipeline: Pipeline, sent: Sequence[Sent]) -> None:
+    stored: dict[tuple[Any, ...], bytes | None] = {}
+    for *position, payload in pipeline.query(
+        "SELECT topic, epoch, partition, \"offset\", convert_to(payload, 'UTF8') FROM raw_events UNION ALL "
+        "SELECT topic, epoch, partition, \"offset\", payload FROM dead_letters WHERE stage = 'raw_events'"
+    ):
+        stored[tuple(position)] = None if payload is None else bytes(payload)
+    for one in sent:
+        position = (one.topic, one.epoch, one.partition, one.offset)
+        assert position in stored, f"lost: {one}"
+        assert stored[position] == one.value, f"bytes changed: {one}"
+
+
+def _assert_dead_letters(pipeline: Pipeline, sent: Sequence[Sent]) -> None:
+    """What was expected to be refused has one dead letter, in whichever stage, and nothing else has any."""
+    letters = pipeline.query('SELECT topic, epoch, partition, "offset" FROM dead_letters ORDER BY 1, 2, 3, 4')
+    refused = [(one.topic, one.epoch, one.partition, one.offset) for one in sent if one.refused]
+    assert letters == sorted(refused)
+
+
+def _assert_counts_agree(pipeline: Pipeline) -> None:
+    """What batches say they brought is what is there: counts in equal counts out."""
+    told = pipeline.query("SELECT sum(messages), sum(raw_rows), sum(dead_letters) FROM ingest_batch")[0]
+    there = pipeline.query(
+        "SELECT (SELECT count(*) FROM raw_events), (SELECT count(*) FROM dead_letters WHERE stage = 'raw_events')"
+    )[0]
+    assert tuple(int(one or 0) for one in told) == (sum(there), *there)
+    hours = pipeline.query("SELECT sum(raw_rows), sum(dead_letters) FROM ingest_batch_hour")[0]
+    assert tuple(int(one or 0) for one in hours) == there
+
+
+# ---------------------------------------------------------------------- the naive reference
+
+
+def messages_of(sent: Iterable[Sent], zone: tzinfo = UTC) -> list[Message]:
+    """What the reference reads of the messages that are expected to count, by plain ``json``."""
+    return [_message(one, zone) for one in sent if not one.refused]
+
+
+def _message(one: Sent, zone: tzinfo) -> Message:
+    fields = json.loads(one.value or b"")
+    time = datetime.fromisoformat(fields["time"])
+    if time.tzinfo is None:
+        time = time.replace(tzinfo=zone)
+    series = SeriesKey(*(fields[name] for name in SeriesKey._fields))
+    position = (one.topic, one.epoch, one.partition, one.offset, 0)
+    return Message(position, one.kafka_time_ms * 1000, to_us(time), series, float(fields["value"]))
+
+
+def assert_equals_reference(pipeline: Pipeline, messages: Sequence[Message], limits: Limits) -> None:
+    """Measurements, windows of every size, anomalies and KPIs are those of the reference."""
+    _assert_measurements(pipeline, messages)
+    for size_s in pipeline.settings.window_sizes_s:
+        _assert_windows(pipeline, messages, size_s)
+    _assert_anomalies(pipeline, messages, limits)
+    _assert_kpis(pipeline, messages, limits)
+
+
+def _assert_measurements(pipeline: Pipeline, messages: Sequence[Message]) -> None:
+    got = {
+        (SeriesKey(*series), to_us(time)): value
+        for time, value, *series in pipeline.query(
+            f"SELECT m.event_time, m.value, {_SERIES} FROM normalized_measurements m "
+            "JOIN measurement_series s USING (series_id)"
+        )
+    }
+    assert got == reference.measurements(messages)
+
+
+_EXACT = ("count_n", "min_val", "max_val", "first_val", "first_time_us", "last_val", "last_time_us", "base_n")
+
+
+def _assert_windows(pipeline: Pipeline, messages: Sequence[Message], size_s: int) -> None:
+    names = ("count_n", "min_val", "max_val", "first_val", "first_time", "last_val", "last_time", "base_n")
+    rows = pipeline.query(
+        f"SELECT w.bucket_start, w.coverage, w.avg_val, w.m2, w.p50, w.p95, w.p99, {_SERIES}, "
+        f"{', '.join(f'w.{name}' for name in names)} "
+        "FROM window_aggregates w JOIN measurement_series s USING (series_id) WHERE w.window_s = %s",
+        size_s,
+    )
+    got = {(to_us(row[0]), SeriesKey(*row[7:12])): row for row in rows}
+    want = {
+        (one.start_us, one.series): one
+        for one in reference.windows(messages, size_s, pipeline.settings.base_window_s)
+    }
+    assert got.keys() == want.keys(), f"windows of {size_s} s"
+    for key, row in got.items():
+        one, where = want[key], f"{size_s} s window {key}"
+        exact = tuple(to_us(value) if isinstance(value, datetime) else value for value in row[12:])
+        assert exact == tuple(getattr(one, name) for name in _EXACT), where
+        assert row[1] == one.coverage, where
+        largest = max(abs(one.min_val), abs(one.max_val))
+        assert row[2] == pytest.approx(one.avg_val, rel=0, abs=1e-15 * largest), where
+        off = reference.m2_tolerance(one.count_n, one.m2, largest)
+        assert row[3] == pytest.approx(one.m2, rel=0, abs=off), where
+        assert row[4:7] == pytest.approx((one.p50, one.p95, one.p99), rel=0.01 * (1 + 1e-9)), where
+
+
+def _assert_anomalies(pipeline: Pipeline, messages: Sequence[Message], limits: Limits) -> None:
+    rows = pipeline.query(
+        f"SELECT a.bucket_start, a.window_s, a.detector, a.severity, a.value, a.score, {_SERIES} "
+        "FROM anomalies a JOIN measurement_series s USING (series_id)"
+    )
+    got = {(to_us(row[0]), row[1], SeriesKey(*row[6:]), row[2]): row[3:6] for row in rows}
+    want = {
+        (one.start_us, one.size_s, one.series, one.detector): one
+        for one in reference.anomalies(messages, pipeline.settings.base_window_s, limits)
+    }
+    assert got.keys() == want.keys(), "anomalies"
+    for key, (severity, value, score) in got.items():
+        assert severity == want[key].severity, key
+        assert (value, score) == pytest.approx((want[key].value, want[key].score), rel=1e-9), key
+
+
+def _assert_kpis(pipeline: Pipeline, messages: Sequence[Message], limits: Limits) -> None:
+    rows = pipeline.query(
+        "SELECT bucket_start, tenant_id, factory_id, machine_id, kpi, value, numerator, denominator, reason "
+        "FROM kpis"
+    )
+    got = {(to_us(row[0]), tuple(row[1:4]), row[4]): tuple(row[5:]) for row in rows}
+    want = {
+        (one.hour_us, one.machine, one.kpi): (one.value, one.numerator, one.denominator, one.reason)
+        for one in reference.kpis(messages, pipeline.settings.base_window_s, limits)
+    }
+    assert got == want

@@ -1,0 +1,203 @@
+"""A database, a topic and what was sent to it: the ground on which fault tests stand. Judges nothing."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import lru_cache
+from multiprocessing.context import ForkServerContext
+from typing import Any, NamedTuple
+
+from confluent_kafka import KafkaError, Message, Producer
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from analytics_pipeline.domains import registry_for
+from analytics_pipeline.records import HourOutcome
+from analytics_pipeline.settings import Settings, load_settings
+from analytics_pipeline.storage import ledger
+from analytics_pipeline.storage.engine import connection, engine_for
+from analytics_pipeline.storage.migrate import migrate
+from analytics_pipeline_tests.conftest import DatabaseServer
+from analytics_pipeline_tests.pipeline import Pipeline
+
+#: As .ci/kafka.sh lets the broker take.
+MAX_MESSAGE_BYTES = 20 * 1024 * 1024
+DRAIN_TIMEOUT_S = 60.0
+
+
+class Sent(NamedTuple):
+    """One message as the broker took it. ``refused``: the test expects a dead letter instead of a measurement."""
+
+    topic: str
+    epoch: int
+    partition: int
+    offset: int
+    kafka_time_ms: int
+    value: bytes | None
+    refused: bool
+
+
+@dataclass
+class World:
+    """One pipeline over one database and some topics, and everything that was sent to it."""
+
+    settings: Settings
+    topics: Mapping[str, str]
+    pipeline: Pipeline
+    producer: Producer
+    sent: list[Sent] = field(default_factory=list)
+    epoch: int = 1
+
+    @property
+    def topic(self) -> str:
+        return self.settings.kafka_topics[0]
+
+    def send(
+        self,
+        values: Iterable[bytes | None],
+        partition: int = 0,
+        *,
+        topic: str | None = None,
+        refused: bool = False,
+        **more: Any,
+    ) -> list[Sent]:
+        """Produce to one partition; returns when the broker has everything, with where it put each."""
+        delivered: list[Sent] = []
+        name = topic or self.topic
+
+        def report(value: bytes | None, error: KafkaError | None, message: Message) -> None:
+            assert error is None, error
+            delivered.append(
+                Sent(name, self.epoch, partition, message.offset(), message.timestamp()[1], value, refused)
+            )
+
+        count = 0
+        for value in values:
+            self.producer.produce(
+                name,
+                value,
+                partition=partition,
+                on_delivery=lambda error, message, value=value: report(value, error, message),
+                **more,
+            )
+            self.producer.poll(0)
+            count += 1
+        assert self.producer.flush(30) == 0
+        assert len(delivered) == count
+        self.sent += delivered
+        return delivered
+
+    def drain(self, now: datetime | None = None) -> tuple[int, int, int]:
+        """Tick until everything that was sent is below the stored offsets; returns (messages, raw, dead)."""
+        deadline = time.monotonic() + DRAIN_TIMEOUT_S
+        messages = raw = dead = 0
+        while True:
+            outcome = self.pipeline.tick(now)
+            messages += outcome.messages
+            raw += outcome.raw_rows
+            dead += outcome.dead_letters
+            waiting = self.waiting()
+            if not waiting:
+                return messages, raw, dead
+            assert time.monotonic() < deadline, f"not drained within {DRAIN_TIMEOUT_S:.0f} s: {waiting[:5]}"
+
+    def waiting(self) -> list[Sent]:
+        """What was sent and is not below the stored offsets."""
+        stored = {
+            (topic, partition): (epoch, next_offset)
+            for topic, partition, epoch, next_offset in self.pipeline.query(
+                "SELECT topic, partition, epoch, next_offset FROM kafka_offset"
+            )
+        }
+        return [
+            one for one in self.sent if (one.epoch, one.offset) >= stored.get((one.topic, one.partition), (0, 0))
+        ]
+
+    def normalize(self) -> list[HourOutcome]:
+        """Do what is pending of the first derived asset only."""
+        with connection(self.pipeline.engine) as conn:
+            hours = [one.hour for one in ledger.pending(conn) if "normalized_measurements" in one.assets]
+        derive = self.pipeline.deriver.derive
+        return [derive("normalized_measurements", hour, "incremental", "test") for hour in hours]
+
+    def renew(self) -> Pipeline:
+        """Another process takes over: nothing but the database is remembered."""
+        self.pipeline.close()
+        self.pipeline = Pipeline(self.settings, engine_for(self.settings), self.pipeline.registry)
+        return self.pipeline
+
+
+@contextmanager
+def open_world(
+    server: DatabaseServer, brokers: str, *, partitions: int = 2, unknown_topics: int = 0, **options: Any
+) -> Iterator[World]:
+    """A fresh database and topic for one test; both sides are let go of afterwards.
+
+    ``unknown_topics`` adds topics that are drained but that no domain claims.
+    """
+    names = [f"test.readings.{uuid.uuid4().hex[:12]}" for _ in range(1 + unknown_topics)]
+    create_topics(brokers, names, partitions)
+    database = f"test_{uuid.uuid4().hex[:16]}"
+    server.execute(f"CREATE DATABASE {database}")
+    settings = load_settings(
+        _env_file=None,
+        db_host=server.host,
+        db_port=server.port,
+        db_user=server.user,
+        db_password=server.password,
+        db_name=database,
+        kafka_brokers=brokers,
+        kafka_topics=names,
+        **options,
+    )
+    producer = Producer({"bootstrap.servers": brokers, "message.max.bytes": MAX_MESSAGE_BYTES, "log_level": 2})
+    try:
+        migrate(settings, {"sensor": names[:1]})
+        topics = {name: "sensor" if name == names[0] else "nobody" for name in names}
+        registry = registry_for(settings).with_topics(topics)
+        world = World(settings, topics, Pipeline(settings, engine_for(settings), registry), producer)
+        try:
+            yield world
+        finally:
+            world.pipeline.close()
+    finally:
+        engine_for(settings).dispose()
+        server.execute(f"DROP DATABASE IF EXISTS {database} WITH (FORCE)")
+
+
+def create_topics(brokers: str, names: Sequence[str], partitions: int) -> None:
+    """Create topics that take large messages, and return when they exist."""
+    admin = AdminClient({"bootstrap.servers": brokers})  # held: its futures fail when it is collected
+    config = {"max.message.bytes": str(MAX_MESSAGE_BYTES)}
+    made = admin.create_topics([NewTopic(name, partitions, 1, config=config) for name in names])
+    for future in made.values():
+        future.result(timeout=20)
+
+
+@lru_cache(maxsize=1)
+def process_context() -> ForkServerContext:
+    """Starts processes that have the package imported already: it takes seconds, and dozens are killed."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["analytics_pipeline_tests.victims"])
+    return context
+
+
+def run_process(target: Any, *arguments: Any, timeout_s: float = 60.0) -> int | None:
+    """Run a function in a process of its own to its end, whatever that is; returns the exit code."""
+    process = process_context().Process(target=target, args=arguments, daemon=True)
+    process.start()
+    process.join(timeout_s)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        raise AssertionError(f"{target.__name__} still ran after {timeout_s:.0f} s")
+    return process.exitcode
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
