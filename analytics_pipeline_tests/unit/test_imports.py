@@ -1,0 +1,99 @@
+"""The flow of imports: one way, so that pure code stays pure and a layer can be read without those above it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import analytics_pipeline
+
+PACKAGE = Path(analytics_pipeline.__file__).parent
+
+#: From the bottom up: a layer may import itself and what stands before it.
+LAYERS = (
+    ("errors", "records"),
+    ("settings",),
+    ("formulas",),
+    ("detectors",),
+    ("domains",),
+    ("stages",),
+    ("quality", "sources", "storage"),
+    ("flow",),
+    ("embedded",),
+    ("orchestration", "definitions"),
+    ("cli",),
+)
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+
+#: What a pure layer may never import, directly.
+IMPURE = {
+    "confluent_kafka",
+    "psycopg2",
+    "sqlalchemy",
+    "dagster",
+    "dagster_celery",
+    "celery",
+    "os",
+    "time",
+    "socket",
+}
+PURE = ("formulas", "detectors", "domains", "stages", "records", "errors")
+#: Only these know Dagster.
+DAGSTER_LAYERS = ("orchestration", "definitions", "cli", "embedded")
+
+
+def modules() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def layer_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            if node.module == "analytics_pipeline":
+                yield from (f"analytics_pipeline.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_layers_below_its_own(path: Path) -> None:
+    layer = layer_of(path)
+    for name in imported(path):
+        if name.startswith("analytics_pipeline."):
+            other = name.split(".")[1]
+            assert RANK[other] <= RANK[layer], f"{layer} imports {other}: turn the dependency round"
+            beside = RANK[other] == RANK[layer] and other != layer
+            assert not beside or {other, layer} <= {"errors", "records", "orchestration", "definitions"}, (
+                f"{layer} and {other} stand beside each other and must not know each other"
+            )
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_pure_layers_know_no_server_and_only_the_top_knows_dagster(path: Path) -> None:
+    roots = {name.split(".")[0] for name in imported(path)}
+    layer = layer_of(path)
+    if layer in PURE:
+        assert not roots & IMPURE
+    if layer not in DAGSTER_LAYERS:
+        assert "dagster" not in roots
+    if layer not in ("settings", "embedded", "cli", "orchestration", "quality", "storage"):
+        assert "os" not in roots, "settings.py is the only reader of the environment"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_settings_and_what_starts_processes_read_the_environment(path: Path) -> None:
+    reads = [
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv")
+    ]
+    assert not reads or layer_of(path) in ("settings", "embedded", "cli") or "GX_" in path.read_text()

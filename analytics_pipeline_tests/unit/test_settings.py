@@ -1,0 +1,123 @@
+"""Settings: names of the services it replaces, one clear line for a wrong value, and no secret anywhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from analytics_pipeline.errors import SettingsError
+from analytics_pipeline.settings import Settings, known_variables, load_settings
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in known_variables():
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def from_environment(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Settings:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return load_settings()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "field", "expected"),
+    [
+        ("KAFKA_BOOTSTRAP_SERVERS", "kafka:29092", "kafka_brokers", "kafka:29092"),
+        ("TIMESCALE_HOST", "timescaledb", "db_host", "timescaledb"),
+        ("TIMESCALE_DB", "timeseries", "db_name", "timeseries"),
+        ("BATCH_SIZE", "100", "drain_batch_messages", 100),
+        ("BATCH_TIMEOUT", "5", "drain_max_seconds", 5.0),
+        ("KAFKA_INPUT_TOPIC", "decoded_iot_data", "kafka_topics", ["decoded_iot_data"]),
+        ("KAFKA_TOPICS", '["a.b","c"]', "kafka_topics", ["a.b", "c"]),
+        ("DOMAINS_ENABLED", "sensor,lab", "domains_enabled", ["sensor", "lab"]),
+        ("WINDOWS", "[3600,60,300]", "windows", [60, 300, 3600]),
+        ("KAFKA_GROUP_ID", "g", "consumer_group", "g"),
+    ],
+)
+def test_the_variables_of_the_services_it_replaces_work(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, field: str, expected: object
+) -> None:
+    assert getattr(from_environment(monkeypatch, **{variable: value}), field) == expected
+
+
+def test_of_two_names_for_one_setting_the_first_listed_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert from_environment(monkeypatch, TIMESCALE_HOST="old", DB_HOST="new").db_host == "new"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("DB_PORT", "abc", r"^DB_PORT: got 'abc', .*integer"),
+        ("DB_PORT", "70000", r"^DB_PORT: got '70000', .*65535"),
+        ("WINDOWS", "[60,7]", r"^WINDOWS: got '\[60,7\]', 7 does not divide 3600"),
+        ("WINDOWS", "[60,5400]", r"5400 does not divide 3600"),
+        ("WINDOWS", "[]", r"at least one window"),
+        ("WINDOWS", "[60", r"^WINDOWS: got '\[60'"),
+        ("PARTITIONS_START", "2025-01-01T00:30:00Z", r"^PARTITIONS_START: .*whole hour"),
+        ("DB_SCHEMA", "Robert'); DROP", r"^DB_SCHEMA: got "),
+        ("KAFKA_SECURITY_PROTOCOL", "SASL_SSL", r"KAFKA_SASL_MECHANISM"),
+        ("FIRST_OFFSET", "newest", r"^FIRST_OFFSET: got 'newest', .*'earliest' or 'latest'"),
+        ("DOMAIN_TIME_ZONES", '{"sensor": "Mars/Base"}', r"^DOMAIN_TIME_ZONES: .*Asia/Bangkok"),
+        ("DOMAIN_TIME_ZONES", "Asia/Bangkok", r"^DOMAIN_TIME_ZONES: got 'Asia/Bangkok'"),
+        ("KAFKA_TOPICS", "a,a", r"^KAFKA_TOPICS: .*twice"),
+    ],
+)
+def test_a_wrong_value_is_one_line_with_variable_value_and_what_it_takes(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, says: str
+) -> None:
+    with pytest.raises(SettingsError) as error:
+        from_environment(monkeypatch, **{variable: value})
+    assert re.search(says, str(error.value))
+    assert "\n" not in str(error.value)
+
+
+def test_no_secret_in_representations_urls_or_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = "hunter2-xyzzy"
+    settings = from_environment(
+        monkeypatch,
+        DB_PASSWORD=secret,
+        KAFKA_SECURITY_PROTOCOL="SASL_SSL",
+        KAFKA_SASL_MECHANISM="PLAIN",
+        KAFKA_SASL_USERNAME="u",
+        KAFKA_SASL_PASSWORD=secret,
+    )
+    shown = [
+        repr(settings),
+        str(settings),
+        str(settings.db_url()),
+        repr(settings.db_url()),
+        settings.model_dump_json(),
+    ]
+    assert not [text for text in shown if secret in text]
+    assert settings.db_url().password == secret
+    assert settings.kafka_config()["sasl.password"] == secret
+    monkeypatch.setenv("DB_PORT", "x")
+    with pytest.raises(SettingsError) as error:
+        load_settings()
+    assert secret not in str(error.value)
+
+
+def test_the_base_window_is_the_greatest_common_divisor_within_the_hour() -> None:
+    def base(*windows: int) -> tuple[int, tuple[int, ...]]:
+        settings = Settings(windows=list(windows))
+        return settings.base_window_s, settings.window_sizes_s
+
+    assert base(60, 300, 3600) == (60, (60, 300, 3600))
+    assert base(60, 90) == (30, (30, 60, 90))
+    assert base(86400) == (3600, (3600, 86400))
+    assert base(300, 7200) == (300, (300, 3600, 7200))
+
+
+def test_the_example_file_names_only_variables_that_are_read() -> None:
+    text = (ROOT / ".env.example").read_text()
+    named = set(re.findall(r"^#?\s?([A-Z][A-Z0-9_]+)=", text, re.MULTILINE))
+    assert named
+    assert named <= known_variables()
+    assert load_settings(_env_file=ROOT / ".env.example").windows == [60, 300, 3600]
