@@ -14,6 +14,10 @@ from analytics_pipeline.settings import Settings
 
 APPLICATION_NAME = "analytics-pipeline"
 
+#: How soon the server notices, in the middle of a query, that the process at the other end was killed. Until
+#: then a dead worker's session would hold the lock on its hour.
+CLIENT_CHECK_MS = 5000
+
 #: A psycopg2 connection. COPY needs the driver itself, so that storage speaks psycopg2 and the engine pools.
 Connection = Any
 
@@ -23,7 +27,8 @@ def make_engine(settings: Settings, *, database: str | None = None) -> Engine:
     options = (
         f"-c search_path={settings.db_schema},public -c timezone=UTC "
         f"-c statement_timeout={settings.db_statement_timeout_s * 1000} "
-        f"-c idle_in_transaction_session_timeout={settings.db_statement_timeout_s * 1000}"
+        f"-c idle_in_transaction_session_timeout={settings.db_statement_timeout_s * 1000} "
+        f"-c client_connection_check_interval={CLIENT_CHECK_MS}"
     )
     engine = create_engine(
         settings.db_url(database),
