@@ -1,47 +1,53 @@
-"""``python -m benchmarks``: every benchmark on every stack that can be had, as tables and as JSON.
+"""``python -m benchmarks``: every benchmark on every server that can be had, as tables and as JSON.
 
-``--stack embedded`` or ``--stack timescaledb`` runs one of the two, ``--only throughput`` one benchmark (the
-JSON is then written under --results only), ``--quick`` a tenth of the events, to see that it works.
+``--server embedded`` or ``--server timescaledb`` runs one of the two, ``--only throughput`` one benchmark,
+``--quick`` a tenth of everything, to see that it works. The JSON of a partial or quick run is written only
+where ``--results`` says.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import throughput
+from analytics_pipeline.embedded import forget_connections
+from benchmarks import backfill, freshness, history, memory, throughput
 from benchmarks.report import RESULTS_DIR, Figure, Report, Say
-from benchmarks.stack import ROOT, STACKS, Stack, StackMissingError, running
+from benchmarks.stack import ROOT, SERVERS, ServerMissingError, Stack, running
 
+#: Wide enough for the longest name, wherever the output goes.
+TABLE_COLUMNS = 100
 BENCHMARKS: dict[str, Callable[[Stack, Say, bool], list[Figure]]] = {
     "throughput": throughput.run,
+    "freshness": freshness.run,
+    "history": history.run,
+    "backfill": backfill.run,
+    "memory": memory.run,
 }
 
 
 def main() -> int:
-    """Run, print, write. Exit code 1 if a stack could not be had; a missed goal is no failure."""
+    """Run, print, write. Exit code 1 if a server could not be had; a missed goal is no failure."""
     options = _options()
-    console, failed = Console(), False
-
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-    for name in options.stack or STACKS:
-        started_at = datetime.now(UTC)
+    console, failed = Console(width=TABLE_COLUMNS), False
+    forget_connections()
+    for name in options.server or SERVERS:
+        started_at, say = datetime.now(UTC), _teller(name)
         try:
             with running(name, options.state / name) as stack:
                 figures: list[Figure] = []
                 for benchmark in options.only or BENCHMARKS:
-                    say(f"--- {name}: {benchmark}")
+                    say(benchmark)
                     figures += BENCHMARKS[benchmark](stack, say, options.quick)
                 report = Report(name, stack.version(), figures, started_at)
-        except StackMissingError as error:
-            say(f"{name}: {error}")
+        except ServerMissingError as error:
+            say(str(error))
             failed = True
             continue
         report.show(console)
@@ -50,14 +56,21 @@ def main() -> int:
     return int(failed)
 
 
+def _teller(name: str) -> Say:
+    started = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"{name} {time.monotonic() - started:6.1f} s  {text}", file=sys.stderr, flush=True)
+
+    return say
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser("benchmarks", description=__doc__)
-    parser.add_argument("--stack", choices=STACKS, action="append", help="default: all")
+    parser.add_argument("--server", choices=SERVERS, action="append", help="default: all")
     parser.add_argument("--only", choices=sorted(BENCHMARKS), action="append", help="default: all")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the events")
-    parser.add_argument(
-        "--state", type=Path, default=ROOT / ".state" / "bench", help="where servers keep data"
-    )
+    parser.add_argument("--quick", action="store_true", help="a tenth of everything")
+    parser.add_argument("--state", type=Path, default=ROOT / ".state" / "bench", help="where servers keep data")
     parser.add_argument("--results", type=Path, help="where the JSON goes (default: benchmarks/results)")
     return parser.parse_args()
 

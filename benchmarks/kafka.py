@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
@@ -37,7 +38,7 @@ def _producer(brokers: str, linger_ms: int) -> Producer:
     )
 
 
-def _partition_of(key: bytes) -> int:
+def partition_of(key: bytes) -> int:
     """By the sensor's number: even, and the same on every broker."""
     return int(key[-3:]) % PARTITIONS
 
@@ -58,43 +59,51 @@ class _Deliveries:
             raise RuntimeError(f"{TOPIC}: {left} messages not delivered in time, {self.failed} refused")
 
 
-def produce_all(brokers: str, stream: Stream) -> float:
+def produce_all(brokers: str, stream: Stream, topic: str = TOPIC) -> float:
     """Flat out. Returns seconds."""
     producer, deliveries, started = _producer(brokers, 20), _Deliveries(), time.monotonic()
     for number, (key, value) in enumerate(stream.messages()):
-        producer.produce(TOPIC, value, key, partition=_partition_of(key), on_delivery=deliveries)
+        producer.produce(topic, value, key, partition=partition_of(key), on_delivery=deliveries)
         if number % 5_000 == 0:
             producer.poll(0)
     deliveries.finish(producer)
     return time.monotonic() - started
 
 
-def produce_paced(brokers: str, stream: Stream, stopped: Callable[[], bool] = lambda: False) -> float:
-    """At the stream's own rate, by wall clock. Returns the most seconds that the producer fell behind."""
+@dataclass(frozen=True)
+class Paced:
+    """What was sent at a rate: the Kafka timestamp of each message in order, seconds since the epoch, and the
+    most seconds that the producer fell behind."""
+
+    kafka_times_s: list[float]
+    behind_s: float
+
+
+def produce_paced(brokers: str, stream: Stream) -> Paced:
+    """At the stream's own rate, by wall clock."""
     producer, deliveries = _producer(brokers, 5), _Deliveries()
     slice_size = max(1, round(stream.rate_per_s / PACED_SLICES_PER_S))
-    started, behind_s = time.monotonic(), 0.0
+    started, behind_s, times_s = time.monotonic(), 0.0, []
     for first in range(0, stream.count, slice_size):
-        if stopped():
-            break
         due = started + first / stream.rate_per_s
         ahead_s = due - time.monotonic()
         if ahead_s > 0:
             time.sleep(ahead_s)
-        else:
-            behind_s = max(behind_s, -ahead_s)
+        behind_s = max(behind_s, -ahead_s)
+        now_ms = time.time_ns() // 1_000_000
         for key, value in stream.messages(first, first + slice_size):
-            producer.produce(TOPIC, value, key, partition=_partition_of(key), on_delivery=deliveries)
+            producer.produce(
+                TOPIC, value, key, partition=partition_of(key), on_delivery=deliveries, timestamp=now_ms
+            )
+            times_s.append(now_ms / 1000)
         producer.poll(0)
     deliveries.finish(producer)
-    return behind_s
+    return Paced(times_s, behind_s)
 
 
 def read_all(brokers: str, count: int) -> Iterator[list[Any]]:
     """All messages of the topic from its beginning, in lists, until ``count`` came."""
-    consumer = Consumer(
-        {"bootstrap.servers": brokers, "group.id": "benchmarks.read", "enable.auto.commit": False}
-    )
+    consumer = Consumer({"bootstrap.servers": brokers, "group.id": "benchmarks.read", "enable.auto.commit": False})
     consumer.assign([TopicPartition(TOPIC, partition, 0) for partition in range(PARTITIONS)])
     deadline = time.monotonic() + READ_TIMEOUT_S
     try:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 TOPIC = "sensors.device.readings"
+TENANT, FACTORY, METRIC, UNIT = "t1", "f1", "temp", "C"
 SENSORS = 100
 MACHINES = 10
 MICROS = 1_000_000
@@ -31,12 +32,14 @@ class Stream:
         rate_per_s: readings a second of event time, over all sensors.
         count: how many.
         seed: chooses the values.
+        factory: of every reading.
     """
 
     start: datetime
     rate_per_s: float
     count: int
     seed: int = 20261121
+    factory: str = FACTORY
 
     @property
     def duration_s(self) -> float:
@@ -45,7 +48,7 @@ class Stream:
 
     def messages(self, first: int = 0, last: int | None = None) -> Iterator[tuple[bytes, bytes]]:
         """(key, value) of the readings ``[first, last)``. The key is the sensor."""
-        heads, keys = _sensor_heads()
+        heads, keys = _sensor_heads(self.factory)
         values = self._values()
         step_us = MICROS / self.rate_per_s
         start_us = round(self.start.timestamp() * MICROS)
@@ -70,14 +73,23 @@ class Stream:
         return values
 
 
-def _sensor_heads() -> tuple[list[str], list[bytes]]:
+def machine_id(sensor: int) -> str:
+    """The machine that a sensor is on."""
+    return f"mc-{sensor % MACHINES:02d}"
+
+
+def sensor_id(sensor: int) -> str:
+    """The name of a sensor; its key in Kafka as well."""
+    return f"s-{sensor:03d}"
+
+
+def _sensor_heads(factory: str) -> tuple[list[str], list[bytes]]:
     """The part of each sensor's payload that never changes, and its key."""
     heads, keys = [], []
     for sensor in range(SENSORS):
-        machine = sensor % MACHINES
         heads.append(
-            f'"tenant_id":"t1","factory_id":"f1","machine_id":"mc-{machine:02d}",'
-            f'"sensor_id":"s-{sensor:03d}","metric":"temp","unit":"C","value":'
+            f'"tenant_id":"{TENANT}","factory_id":"{factory}","machine_id":"{machine_id(sensor)}",'
+            f'"sensor_id":"{sensor_id(sensor)}","metric":"{METRIC}","unit":"{UNIT}","value":'
         )
-        keys.append(f"s-{sensor:03d}".encode())
+        keys.append(sensor_id(sensor).encode())
     return heads, keys

@@ -8,12 +8,24 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 
+#: Whose versions the figures depend on most.
+PACKAGES = (
+    "confluent-kafka",
+    "dagster",
+    "great-expectations",
+    "msgspec",
+    "numpy",
+    "pandas",
+    "polars",
+    "psycopg2-binary",
+)
 RESULTS_DIR = Path(__file__).resolve().parent / "results"
 
 
@@ -89,6 +101,7 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
+        "packages": {name: version(name) for name in PACKAGES},
     }
 
 

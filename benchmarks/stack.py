@@ -23,14 +23,14 @@ from analytics_pipeline.settings import Settings, load_settings
 from benchmarks.kafka import create_topic
 
 ROOT = Path(__file__).resolve().parents[1]
-STACKS = ("embedded", "timescaledb")
+SERVERS = ("embedded", "timescaledb")
 #: Where the search for free ports begins.
 POSTGRES_PORT, BROKER_PORT = 27432, 27092
 TIMESCALEDB_SCRIPT = ROOT / ".ci" / "timescaledb.sh"
 TEST_VARIABLES = ("TEST_DB_HOST", "TEST_DB_PORT", "TEST_DB_USER", "TEST_DB_PASSWORD")
 
 
-class StackMissingError(Exception):
+class ServerMissingError(Exception):
     """The stack cannot be had here; says why."""
 
 
@@ -89,6 +89,7 @@ class Stack:
     def settings(self, database: dict[str, Any], brokers: str, **more: Any) -> Settings:
         """The pipeline's settings for that database and broker, whatever the environment says."""
         return load_settings(
+            _env_file=None,
             db_host=database["host"],
             db_port=database["port"],
             db_user=database["user"],
@@ -129,7 +130,7 @@ def running(name: str, state_dir: Path) -> Iterator[Stack]:
     """Start the stack's servers in ``state_dir`` and stop those that were started.
 
     Raises:
-        StackMissingError: TimescaleDB cannot be had on this machine.
+        ServerMissingError: TimescaleDB cannot be had on this machine.
     """
     state_dir.mkdir(parents=True, exist_ok=True)
     supervisor = Supervisor(state_dir / "log")
@@ -148,11 +149,9 @@ def running(name: str, state_dir: Path) -> Iterator[Stack]:
 def _timescaledb() -> Server:
     values = {name: os.environ.get(name, "") for name in TEST_VARIABLES}
     if not all(values.values()):
-        done = subprocess.run(
-            [str(TIMESCALEDB_SCRIPT), "start"], stdout=subprocess.PIPE, text=True, check=False
-        )
+        done = subprocess.run([str(TIMESCALEDB_SCRIPT), "start"], stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode != 0:
-            raise StackMissingError(
+            raise ServerMissingError(
                 f".ci/timescaledb.sh start failed (see above): name a server in {', '.join(TEST_VARIABLES)}"
             )
         values = dict(word.split("=", 1) for word in shlex.split(done.stdout) if "=" in word)

@@ -2,38 +2,162 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from statistics import median
+from typing import Any
 
+from analytics_pipeline.records import hour_of
+from analytics_pipeline.settings import Settings
 from benchmarks import bare_copy, seed_sink
-from benchmarks.kafka import produce_all
+from benchmarks.kafka import create_topic, produce_all
 from benchmarks.payloads import Stream
+from benchmarks.pipeline import (
+    WARM_TOPIC,
+    counts,
+    derive_pending,
+    drain_backlog,
+    migrated,
+    warm_up_stream,
+)
+from benchmarks.processes import GIB, SPAWN, Done, Worker
 from benchmarks.report import Figure, Say
 from benchmarks.stack import Stack
 
 RATE_PER_S = 2_000
 EVENTS, EVENTS_QUICK = 400_000, 40_000
+#: The sink takes the beginning of the same messages: its rate is the same from start to end.
+SINK_SHARE = 4
 #: COPY is over in a second or two, so that it is cheap to repeat and take the middle.
 COPY_ROUNDS = 3
+ROUNDS = 3
+
+GOAL_TIMES_SINK, GOAL_SHARE_OF_COPY, GOAL_DRAIN_SHARE_OF_COPY = 3.0, 0.3, 0.5
+GOAL_PEAK_GIB = 1.0
+
+
+@dataclass(frozen=True)
+class Round:
+    """One pass over the backlog."""
+
+    duration_s: float
+    drain: Done
+    derive: Done | None = None
 
 
 def backlog(count: int) -> Stream:
     """Readings at 2,000 a second from the beginning of the previous hour on."""
-    hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=1)
-    return Stream(hour, RATE_PER_S, count)
+    return Stream(hour_of(datetime.now(UTC)) - timedelta(hours=1), RATE_PER_S, count)
 
 
 def run(stack: Stack, say: Say, quick: bool = False) -> list[Figure]:
-    """The baselines."""
-    stream = backlog(EVENTS_QUICK if quick else EVENTS)
-    with stack.broker() as brokers:
+    """The baselines, the drain alone, and all five assets."""
+    stream, rounds = backlog(EVENTS_QUICK if quick else EVENTS), 1 if quick else ROUNDS
+    with stack.broker() as brokers, stack.database("warm_up") as warm_database:
+        create_topic(brokers, WARM_TOPIC)
+        produce_all(brokers, warm_up_stream(), WARM_TOPIC)
         produced_s = produce_all(brokers, stream)
         say(f"{stream.count:,} messages produced at {stream.count / produced_s:,.0f}/s")
-        sink = _seed_sink(stack, brokers, stream.count)
+        sink = _seed_sink(stack, brokers, stream.count // SINK_SHARE)
         say(f"(a) seed sink: {sink.value:,.0f} events/s")
         copy = _bare_copy(stack, brokers, stream.count)
         say(f"(b) bare COPY: {copy.value:,.0f} rows/s")
-    return [sink, copy]
+        drains, wholes = _rounds(stack, brokers, migrated(stack, warm_database, brokers), stream.count, rounds)
+        say(f"drain alone: {stream.count / _median_s(drains):,.0f} events/s")
+        say(f"all five assets: {stream.count / _median_s(wholes):,.0f} events/s")
+    return [sink, copy, *_figures(stream.count, sink.value, copy.value, drains, wholes)]
+
+
+def _figures(count: int, sink: float, copy: float, drains: list[Round], wholes: list[Round]) -> list[Figure]:
+    drain, whole = count / _median_s(drains), count / _median_s(wholes)
+    derives = [one.derive for one in wholes if one.derive]
+    peak = {"drain": [one.drain for one in drains + wholes], "derive worker": derives}
+    return [
+        Figure("drain alone", drain, "events/s", detail=_detail(count, drains)),
+        Figure("drain alone / (b)", drain / copy, "x", GOAL_DRAIN_SHARE_OF_COPY),
+        Figure("all five assets", whole, "events/s", detail=_detail(count, wholes)),
+        Figure("all five assets / (a)", whole / sink, "x", GOAL_TIMES_SINK),
+        Figure("all five assets / (b)", whole / copy, "x", GOAL_SHARE_OF_COPY),
+        *(
+            Figure(
+                f"peak memory, {who}, backlog",
+                max(done.peak_bytes for done in dones) / GIB,
+                "GiB",
+                GOAL_PEAK_GIB,
+                "at_most",
+            )
+            for who, dones in peak.items()
+        ),
+    ]
+
+
+def _detail(count: int, rounds: list[Round]) -> dict[str, Any]:
+    detail: dict[str, Any] = {
+        "events": count,
+        "duration_s": [one.duration_s for one in rounds],
+        "drain_cpu_us_per_event": median(one.drain.cpu_s for one in rounds) / count * 1e6,
+        "drain_batches": [one.drain.result for one in rounds],
+    }
+    if derives := [one.derive for one in rounds if one.derive]:
+        detail["derive_cpu_us_per_event"] = median(one.cpu_s for one in derives) / count * 1e6
+        detail["derive_hours"] = [one.result for one in derives]
+    return detail
+
+
+def _median_s(rounds: list[Round]) -> float:
+    return median(one.duration_s for one in rounds)
+
+
+# ------------------------------------------------------------------ the pipeline
+
+
+def _rounds(
+    stack: Stack, brokers: str, warm: Settings, count: int, rounds: int
+) -> tuple[list[Round], list[Round]]:
+    """The drain alone, then all five assets, each on fresh databases and with the same two warm processes."""
+    drained = SPAWN.Event()
+    with Worker(drain_backlog, warm, drained) as drain:
+        drain.wait_ready()  # first: what the other one warms up with must be there
+        alone = [_drain_alone(stack, brokers, count, drain) for _ in range(rounds)]
+        with Worker(derive_pending, warm, drained) as derive:
+            derive.wait_ready()
+            wholes = []
+            for _ in range(rounds):
+                drained.clear()
+                wholes.append(_all_assets(stack, brokers, count, drain, derive))
+    return alone, wholes
+
+
+def _drain_alone(stack: Stack, brokers: str, count: int, drain: Worker) -> Round:
+    with _fresh(stack, brokers) as (database, settings):
+        drain.go(settings, count)
+        done = drain.wait()
+        if (found := counts(database).raw) != count:
+            raise RuntimeError(f"the drain wrote {found} raw rows of {count} messages")
+    return Round(done.duration_s, done)
+
+
+def _all_assets(stack: Stack, brokers: str, count: int, drain: Worker, derive: Worker) -> Round:
+    """The drain in one process and a derive loop in another, as in production, until nothing is pending."""
+    with _fresh(stack, brokers) as (database, settings):
+        derive.go(settings)
+        drain.go(settings, count)
+        drain_done, derive_done = drain.wait(), derive.wait()
+        counts(database).hold_to(count)
+    return Round(derive_done.ended_s - drain_done.began_s, drain_done, derive_done)
+
+
+@contextmanager
+def _fresh(stack: Stack, brokers: str) -> Iterator[tuple[dict[str, Any], Settings]]:
+    with stack.database() as database:
+        settings = migrated(stack, database, brokers)
+        stack.checkpoint()
+        yield database, settings
+
+
+# ------------------------------------------------------------------ the baselines
 
 
 def _seed_sink(stack: Stack, brokers: str, count: int) -> Figure:
@@ -44,9 +168,14 @@ def _seed_sink(stack: Stack, brokers: str, count: int) -> Figure:
             duration_s = sink.run(count)
         finally:
             sink.close()
-        if sink.inserted != count:
+        if sink.inserted < count:
             raise RuntimeError(f"the seed sink inserted {sink.inserted} of {count}")
-    return Figure("(a) seed sink", count / duration_s, "events/s", detail={"duration_s": duration_s})
+    return Figure(
+        "(a) seed sink",
+        sink.inserted / duration_s,
+        "events/s",
+        detail={"duration_s": duration_s, "events": sink.inserted},
+    )
 
 
 def _bare_copy(stack: Stack, brokers: str, count: int) -> Figure:

@@ -1,0 +1,187 @@
+"""The pipeline's own drain and deriver as production composes them, one process each; Dagster stays out.
+
+Each function here is a ``prepare`` of ``processes.Worker``: it warms its process up and returns the work.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from multiprocessing.synchronize import Event
+from typing import Any
+
+import psycopg2
+
+from analytics_pipeline.domains import Registry, registry_for
+from analytics_pipeline.flow.derive import Deriver
+from analytics_pipeline.flow.drain import Drain
+from analytics_pipeline.quality.gates import warm_up
+from analytics_pipeline.records import DERIVED, HOUR, hour_of
+from analytics_pipeline.settings import Settings
+from analytics_pipeline.storage.engine import connection, engine_for
+from analytics_pipeline.storage.ledger import pending
+from analytics_pipeline.storage.migrate import migrate
+from benchmarks.payloads import FACTORY, TOPIC, Stream
+from benchmarks.stack import Stack
+
+DOMAIN = "sensor"
+RUN_ID = "benchmark"
+#: What workers warm up with.
+WARM_TOPIC, WARM_EVENTS, WARM_RATE_PER_S = "benchmarks.warm-up", 2_000, 100
+#: Between two looks at an empty ledger.
+IDLE_S = 0.02
+
+Work = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the tables hold of the measured stream."""
+
+    raw: int
+    normalized: int
+    in_windows: int
+    in_kpis: int
+    dead_letters: int
+    pending: int
+
+    def hold_to(self, count: int) -> None:
+        """Every message is in every table once, and nothing is pending.
+
+        Raises:
+            RuntimeError: names what differs.
+        """
+        expected = Counts(count, count, count, count, 0, 0)
+        if self != expected:
+            raise RuntimeError(f"the pipeline holds {self}, expected {expected}")
+
+
+def migrated(stack: Stack, database: dict[str, Any], brokers: str = "127.0.0.1:9") -> Settings:
+    """Settings for a database that now has the schema. Without a broker given, nothing may drain."""
+    settings = stack.settings(database, brokers)
+    migrate(settings, registry_for(settings).domain_topics)
+    return settings
+
+
+def warm_up_stream() -> Stream:
+    """To be produced to `WARM_TOPIC` before any worker is prepared on a database of its own, the drain first."""
+    return Stream(hour_of(datetime.now(UTC)) - HOUR, WARM_RATE_PER_S, WARM_EVENTS)
+
+
+def _warm_registry(registry: Registry) -> Registry:
+    return registry.with_topics({WARM_TOPIC: DOMAIN})
+
+
+def drain_backlog(warm: Settings, drained: Event) -> Work:
+    """Tick until ``count`` messages are in. The consumer begins cold: nothing was fetched ahead."""
+    warm_up()
+    drain = Drain(warm, engine_for(warm), _warm_registry(registry_for(warm)))
+    drain_messages(drain, WARM_EVENTS)
+    drain.close()
+
+    def work(settings: Settings, count: int) -> int:
+        drain = Drain(settings, engine_for(settings), registry_for(settings))
+        try:
+            return drain_messages(drain, count)
+        finally:
+            drained.set()
+            drain.close()
+
+    return work
+
+
+def drain_messages(drain: Drain, count: int) -> int:
+    """Tick until so many messages are in; returns the batches."""
+    messages = batches = 0
+    while messages < count:
+        outcome = drain.tick(datetime.now(UTC))
+        messages, batches = messages + outcome.messages, batches + outcome.batches
+    return batches
+
+
+def derive_pending(warm: Settings, drained: Event) -> Work:
+    """Do what is pending, over and over, until the drain is done and nothing is left."""
+    warm_up()
+    _work_off(warm, Deriver(warm, engine_for(warm), _warm_registry(registry_for(warm))))
+
+    def work(settings: Settings) -> int:
+        deriver, rounds = Deriver(settings, engine_for(settings), registry_for(settings)), 0
+        while True:
+            last = drained.is_set()
+            rounds += (done := _work_off(settings, deriver))
+            if last and not done:
+                return rounds
+            if not done:
+                time.sleep(IDLE_S)
+
+    return work
+
+
+def finish_pending(settings: Settings) -> None:
+    """Do what is pending until nothing is, in this process."""
+    deriver = Deriver(settings, engine_for(settings), registry_for(settings))
+    while _work_off(settings, deriver):
+        pass
+
+
+def _work_off(settings: Settings, deriver: Deriver) -> int:
+    """One look at the ledger, and incremental runs of what it names; returns the hours."""
+    with connection(engine_for(settings)) as conn:
+        hours = pending(conn)
+    for one in hours:
+        derive_hour(deriver, one.hour)
+    return len(hours)
+
+
+def derive_hour(deriver: Deriver, hour: datetime) -> None:
+    """The run that the sensor asks for.
+
+    Raises:
+        RuntimeError: a gate refused a domain.
+    """
+    for asset in DERIVED:
+        outcome = deriver.derive(asset, hour, "incremental", RUN_ID)
+        if outcome.quarantined:
+            raise RuntimeError(f"{asset} of {hour}: quarantined")
+
+
+def recompute_hours(settings: Settings) -> Work:
+    """The run of a backfilled range: one asset after the other, each over all hours, replaced as a whole."""
+    warm_up()
+    deriver = Deriver(settings, engine_for(settings), registry_for(settings))
+
+    def work(hours: Sequence[datetime]) -> int:
+        rows = 0
+        for asset in DERIVED:
+            for hour in hours:
+                outcome = deriver.derive(asset, hour, "full", RUN_ID)
+                if outcome.quarantined:
+                    raise RuntimeError(f"{asset} of {hour}: quarantined")
+                rows += sum(domain.written for domain in outcome.domains)
+        return rows
+
+    return work
+
+
+def counts(database: dict[str, Any]) -> Counts:
+    """What the tables hold of the topic and factory of the measured stream."""
+    query = """
+        WITH mine AS (SELECT series_id FROM measurement_series WHERE factory_id = %(factory)s)
+        SELECT (SELECT count(*) FROM raw_events WHERE topic = %(topic)s),
+               (SELECT count(*) FROM normalized_measurements JOIN mine USING (series_id)),
+               (SELECT coalesce(sum(count_n), 0) FROM window_aggregates JOIN mine USING (series_id)
+                WHERE window_s = 3600),
+               (SELECT coalesce(sum(value), 0) FROM kpis
+                WHERE kpi = 'messages' AND window_s = 3600 AND factory_id = %(factory)s),
+               (SELECT count(*) FROM dead_letters),
+               (SELECT count(*) FROM pending_mark)
+    """
+    conn = psycopg2.connect(**database, options="-c search_path=analytics,public")
+    try:
+        with conn.cursor() as cursor:
+            cursor.execute(query, {"factory": FACTORY, "topic": TOPIC})
+            return Counts(*map(int, cursor.fetchone()))
+    finally:
+        conn.close()
