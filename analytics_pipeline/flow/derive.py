@@ -130,7 +130,10 @@ class Deriver:
         ledger.add_marks(conn, written.marks)
         if written.later is not None:
             later = written.later
-            ledger.mark_later_hours(conn, later.asset, work.hour, later.reach_h, work.domain.name, "look-back")
+            with connection(self._engine) as committed:
+                ledger.mark_later_hours(
+                    conn, committed, later.asset, work.hour, later.reach_h, work.domain.name, "look-back"
+                )
 
     def _commit(self, conn: Connection) -> None:
         conn.commit()

@@ -78,16 +78,31 @@ def add_mark(connection: Connection, mark: Mark) -> int:
 
 
 def mark_later_hours(
-    connection: Connection, asset: DerivedName, hour: datetime, reach_h: int, domain: str, reason: str
+    connection: Connection,
+    committed: Connection,
+    asset: DerivedName,
+    hour: datetime,
+    reach_h: int,
+    domain: str,
+    reason: str,
 ) -> None:
-    """Mark the later hours within a look-back that hold window aggregates of the domain."""
-    with connection.cursor() as cursor:
+    """Mark the later hours within a look-back that hold window aggregates of the domain.
+
+    A later hour may be computed at the same time, by a run that sees nothing of this one, and be judged before
+    this one commits. So runs that change windows of a domain commit one after the other from here on, and the
+    hours are looked up by ``committed``, another connection, which sees what this snapshot does not.
+    """
+    with connection.cursor() as cursor, committed.cursor() as fresh:
         cursor.execute(
-            "INSERT INTO pending_mark (asset, hour, domain, scope, reason) "
-            "SELECT %s, hour, domain, NULL, %s FROM partition_state "
-            "WHERE asset = 'window_aggregates' AND domain = %s AND hour > %s AND hour <= %s AND rows > 0",
-            (asset, reason, domain, hour, hour + reach_h * HOUR),
+            "SELECT pg_advisory_xact_lock(hashtext(current_schema() || 'later hours'), hashtext(%s))", (domain,)
         )
+        fresh.execute(
+            "SELECT hour FROM partition_state "
+            "WHERE asset = 'window_aggregates' AND domain = %s AND hour > %s AND hour <= %s AND rows > 0",
+            (domain, hour, hour + reach_h * HOUR),
+        )
+        hours = [row[0] for row in fresh.fetchall()]
+    add_marks(connection, [Mark(asset, later, domain, None, reason) for later in hours])
 
 
 def read_marks(connection: Connection, asset: DerivedName, hour: datetime) -> dict[str, ReadMarks]:
