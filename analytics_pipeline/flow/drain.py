@@ -24,12 +24,11 @@ from analytics_pipeline.sources.kafka import LogReader, OffsetOutOfRangeError
 from analytics_pipeline.stages.raw import MessageSlice
 from analytics_pipeline.storage import batches, dead_letters, ledger, offsets, raw_events
 from analytics_pipeline.storage.engine import Connection, connection
+from analytics_pipeline.storage.locks import lock_raw_commits
 from analytics_pipeline.storage.offsets import StoredOffset
 
 log = structlog.get_logger(__name__)
 
-#: Batches commit one after another, so that their ids are in the order of commit and a cursor misses none.
-_COMMIT_LOCK = 0x6472_6169_6E
 OffsetsByPartition = dict[tuple[str, int], StoredOffset]
 
 
@@ -132,8 +131,7 @@ class Drain:
         conn.commit()
 
     def _write_rows(self, conn: Connection, now: datetime, judged: Sequence[JudgedSlice], began: float) -> None:
-        with conn.cursor() as cursor:
-            cursor.execute("SELECT pg_advisory_xact_lock(%s)", (_COMMIT_LOCK,))
+        lock_raw_commits(conn)
         offsets.move(conn, [_move(part) for part in judged])
         hours = _merge_hours(judged)
         record = batches.BatchRecord(

@@ -25,7 +25,7 @@ from analytics_pipeline.stages.raw import MessageSlice
 from analytics_pipeline.storage import dead_letters, ledger, raw_events, replay
 from analytics_pipeline.storage.engine import Connection, connection
 from analytics_pipeline.storage.ledger import Mark
-from analytics_pipeline.storage.locks import hour_lock
+from analytics_pipeline.storage.locks import hour_lock, lock_raw_commits
 from analytics_pipeline.storage.replay import BatchRange, Known, KnownSlice
 
 #: One read of a partition that is read again; a broker that is slower than this is not waited for.
@@ -49,13 +49,14 @@ def rebuild_raw(settings: Settings, engine: Engine, domains: Registry, hour: dat
     """
     started = time.monotonic()
     judge = Judge(bounds_at(settings, datetime.now(UTC)), settings)
-    with connection(engine) as conn, hour_lock(conn, RAW_EVENTS, hour):
+    with connection(engine) as conn, hour_lock(conn, RAW_EVENTS, hour, snapshot=False):
         slices = replay.read_known(conn, hour)
         slices += _missing(settings, conn, replay.batch_ranges(conn, hour))
         changes = _judge(judge, domains, slices)
         touched = {hour}
         for change in changes:
             touched |= _apply(conn, change)
+        lock_raw_commits(conn)  # only now: the drain goes on while Kafka is read again
         outcomes = [_recount(conn, domain, hour, touched, run_id) for domain in _names(domains, changes)]
         conn.commit()
     return HourOutcome(RAW_EVENTS, hour, "full", tuple(outcomes), time.monotonic() - started)
