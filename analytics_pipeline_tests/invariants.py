@@ -30,6 +30,7 @@ def assert_invariants(world: World, sent: Sequence[Sent] | None = None, limits: 
     sent = world.sent if sent is None else sent
     assert_settled(world.pipeline)
     assert_accounted_for(world.pipeline, sent)
+    assert_held_rows_are_counted(world.pipeline)
     assert_equals_reference(world.pipeline, messages_of(sent), limits or {})
     assert_live_equals_rebuild(world.pipeline)
 
@@ -38,6 +39,26 @@ def assert_settled(pipeline: Pipeline) -> None:
     with connection(pipeline.engine) as conn:
         assert ledger.pending(conn) == []
     assert pipeline.query("SELECT asset, hour, status, detail FROM partition_state WHERE status <> 'open'") == []
+
+
+TIME_COLUMNS = {
+    "raw_events": "event_time",
+    "normalized_measurements": "event_time",
+    "window_aggregates": "bucket_start",
+    "anomalies": "bucket_start",
+    "kpis": "bucket_start",
+}
+
+
+def assert_held_rows_are_counted(pipeline: Pipeline) -> None:
+    """What people are told that an hour holds is what it holds."""
+    for asset, column in TIME_COLUMNS.items():
+        told = pipeline.query(
+            "SELECT hour, rows FROM partition_state WHERE asset = %s AND domain = 'sensor' AND rows > 0 ORDER BY 1",
+            asset,
+        )
+        held = pipeline.query(f"SELECT date_trunc('hour', {column}), count(*) FROM {asset} GROUP BY 1 ORDER BY 1")
+        assert told == held, asset
 
 
 def assert_live_equals_rebuild(pipeline: Pipeline) -> None:

@@ -1,0 +1,294 @@
+"""Several at once: drains, workers, a rebuild while live data lands. Twice equals once, and nothing is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from analytics_pipeline.errors import OffsetConflictError
+from analytics_pipeline.flow.derive import Deriver
+from analytics_pipeline.flow.drain import Drain
+from analytics_pipeline.flow.rebuild_raw import rebuild_raw
+from analytics_pipeline.records import DERIVED, HOUR, DerivedName, hour_of
+from analytics_pipeline_tests.conftest import DatabaseServer, KafkaServer
+from analytics_pipeline_tests.invariants import assert_invariants
+from analytics_pipeline_tests.pipeline import Pipeline, reading
+from analytics_pipeline_tests.victims import drain_against_others
+from analytics_pipeline_tests.worlds import World, open_world, process_context
+
+PATIENCE_S = 30.0
+START = hour_of(datetime.now(UTC)) - 3 * HOUR
+
+
+@pytest.fixture
+def world(postgres_server: DatabaseServer, kafka_broker: KafkaServer) -> Iterator[World]:
+    with open_world(postgres_server, kafka_broker.bootstrap_servers, drain_batch_messages=50) as it:
+        yield it
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(4) as it:
+        yield it
+
+
+def minutes(*spans: range, sensor: str = "s-001", value: float | None = None) -> list[bytes]:
+    return [
+        reading(START + timedelta(minutes=m), 20.0 + m % 5 if value is None else value, sensor_id=sensor)
+        for span in spans
+        for m in span
+    ]
+
+
+def another_drain(world: World) -> Drain:
+    return Drain(world.settings, world.pipeline.engine, world.pipeline.registry)
+
+
+def another_worker(world: World) -> Deriver:
+    return Deriver(world.settings, world.pipeline.engine, world.pipeline.registry)
+
+
+class Gate:
+    """Holds whoever comes to a place until the test lets go."""
+
+    def __init__(self) -> None:
+        self._reached, self._open = threading.Event(), threading.Event()
+
+    def hold(self) -> None:
+        self._reached.set()
+        assert self._open.wait(PATIENCE_S)
+
+    def wait_until_reached(self) -> None:
+        assert self._reached.wait(PATIENCE_S)
+
+    def let_go(self) -> None:
+        self._open.set()
+
+
+def before_commit(target: Drain | Deriver, happens: Callable[[], None]) -> None:
+    """Lets something happen each time between write and commit."""
+    commit = target._commit
+
+    def wrapped(conn: Any) -> None:
+        happens()
+        commit(conn)
+
+    target._commit = wrapped  # type: ignore[method-assign]
+
+
+# ---------------------------------------------------------------------- two drains
+
+
+def test_of_two_drains_that_read_the_same_one_writes_and_the_other_goes_on(
+    world: World, threads: ThreadPoolExecutor
+) -> None:
+    world.send(minutes(range(40)))
+    world.send([b"bad"], 1, refused=True)
+    gate, one, other = Gate(), world.pipeline.drain, another_drain(world)
+    before_commit(one, gate.hold)
+    first = threads.submit(one.tick, datetime.now(UTC))
+    gate.wait_until_reached()  # one has written and not committed
+    second = threads.submit(other.tick, datetime.now(UTC))
+    with pytest.raises(TimeoutError):
+        second.result(timeout=1.0)  # waits for the first to commit or to roll back
+    gate.let_go()
+    assert first.result(PATIENCE_S).messages == 41
+    with pytest.raises(OffsetConflictError, match="another drain was first"):
+        second.result(PATIENCE_S)
+
+    world.send(minutes(range(40, 60)))
+    ticks = [other.tick(datetime.now(UTC)).messages for _ in range(3)]
+    assert sum(ticks) == 20
+    other.close()
+    world.pipeline.settle()
+    assert_invariants(world)
+
+
+def test_a_drain_takes_over_from_one_that_rolls_back(world: World, threads: ThreadPoolExecutor) -> None:
+    world.send(minutes(range(40)))
+    gate, one, other = Gate(), world.pipeline.drain, another_drain(world)
+
+    def fail() -> None:
+        gate.hold()
+        raise RuntimeError("the process ends here")
+
+    before_commit(one, fail)
+    first = threads.submit(one.tick, datetime.now(UTC))
+    gate.wait_until_reached()
+    second = threads.submit(other.tick, datetime.now(UTC))
+    gate.let_go()
+    with pytest.raises(RuntimeError):
+        first.result(PATIENCE_S)
+    assert second.result(PATIENCE_S).messages == 40
+    other.close()
+    world.pipeline.settle()
+    assert_invariants(world)
+
+
+def test_two_processes_that_drain_in_step_double_nothing(world: World) -> None:
+    for part in range(6):
+        world.send(minutes(range(part * 30, part * 30 + 30)), part % 2)
+    world.pipeline.close()
+    context, rounds = process_context(), 5
+    start, told = context.Barrier(2), context.Queue()
+    processes = [
+        context.Process(target=drain_against_others, args=(world.settings, world.topics, start, rounds, told))
+        for _ in range(2)
+    ]
+    for process in processes:
+        process.start()
+    outcomes = [told.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join(30)
+        assert process.exitcode == 0
+    assert sum(lost for _, lost in outcomes) >= 1, "they never met: nothing was tested"
+    world.renew()
+    world.drain()
+    world.pipeline.settle()
+    assert_invariants(world)
+
+
+# ---------------------------------------------------------------------- two workers
+
+
+@pytest.mark.parametrize("mode", ["incremental", "full"])
+@pytest.mark.parametrize("asset", DERIVED)
+def test_two_workers_on_one_hour_work_one_after_the_other(
+    world: World, threads: ThreadPoolExecutor, asset: DerivedName, mode: Any
+) -> None:
+    world.send(minutes(range(40)))
+    world.drain()
+    for earlier in DERIVED[: DERIVED.index(asset)]:
+        world.pipeline.deriver.derive(earlier, START, "incremental", "test")
+    gate, one, other = Gate(), another_worker(world), another_worker(world)
+    before_commit(one, gate.hold)
+    first = threads.submit(one.derive, asset, START, mode, "first")
+    gate.wait_until_reached()
+    second = threads.submit(other.derive, asset, START, mode, "second")
+    with pytest.raises(TimeoutError):
+        second.result(timeout=0.5)
+    gate.let_go()
+    done = first.result(PATIENCE_S)
+    again = second.result(PATIENCE_S)
+    assert done.rows > 0 or asset == "anomalies"
+    # The one that waited sees what the first committed: its marks are gone.
+    assert again.domains == () if mode == "incremental" else again.rows == done.rows
+    world.pipeline.settle()
+    assert_invariants(world)
+
+
+def test_an_hour_computed_while_an_earlier_one_is_not_yet_committed_is_judged_again(
+    world: World, threads: ThreadPoolExecutor
+) -> None:
+    """The baseline of the later hour is in the earlier one, whose windows are written but not committed."""
+    world.send(minutes(range(40, 60), range(60, 65)))
+    world.send(minutes(range(65, 66), value=500.0))
+    world.drain()
+    derive = world.pipeline.deriver.derive
+    for hour in (START, START + HOUR):
+        derive("normalized_measurements", hour, "incremental", "test")
+    gate, slow = Gate(), another_worker(world)
+    before_commit(slow, gate.hold)
+    earlier = threads.submit(slow.derive, "window_aggregates", START, "incremental", "slow")
+    gate.wait_until_reached()
+
+    def later_hour() -> None:
+        for asset in DERIVED[1:]:
+            derive(asset, START + HOUR, "incremental", "quick")
+
+    quick: Future[None] = threads.submit(later_hour)
+    # Either they go on side by side, or the quick one waits for the slow one. Both are right.
+    with contextlib.suppress(TimeoutError):
+        quick.result(timeout=2.0)
+    gate.let_go()
+    earlier.result(PATIENCE_S)
+    quick.result(PATIENCE_S)
+    world.pipeline.settle()
+    flags = world.pipeline.query("SELECT count(*) FROM anomalies WHERE bucket_start >= %s", START + HOUR)
+    assert flags == [(1,)]
+    assert_invariants(world)
+
+
+# ---------------------------------------------------------------------- a rebuild while live data lands
+
+
+@pytest.mark.parametrize("asset", DERIVED)
+def test_live_data_that_lands_while_an_asset_is_rebuilt_is_not_forgotten(world: World, asset: DerivedName) -> None:
+    world.send(minutes(range(0, 100, 2)))
+    world.drain()
+    world.pipeline.settle()
+    rebuilding = another_worker(world)
+
+    def lands() -> None:
+        """A batch of the same hour, drained and computed as far as it gets, before the rebuild commits."""
+        rebuilding._commit = type(rebuilding)._commit.__get__(rebuilding)  # type: ignore[method-assign]
+        world.send(minutes(range(1, 100, 2), range(0, 40, 2)))
+        world.drain()
+        for earlier in DERIVED[: DERIVED.index(asset)]:
+            world.pipeline.deriver.derive(earlier, START, "incremental", "live")
+
+    before_commit(rebuilding, lands)
+    rebuilding.derive(asset, START, "full", "by hand")
+    world.pipeline.settle()
+    assert_invariants(world)
+
+
+def test_raw_events_rebuilt_while_live_data_lands_in_the_same_hour_lose_nothing(
+    world: World, threads: ThreadPoolExecutor
+) -> None:
+    world.send(minutes(range(0, 100, 2)))
+    world.drain()
+    world.pipeline.settle()
+    stop = threading.Event()
+
+    def rebuild() -> int:
+        times = 0
+        while not stop.is_set() or not times:
+            for hour in (START, START + HOUR):
+                rebuild_raw(world.settings, world.pipeline.engine, world.pipeline.registry, hour, "by hand")
+            times += 1
+        return times
+
+    rebuilt = threads.submit(rebuild)
+    for begin in range(1, 100, 10):
+        world.send(minutes(range(begin, begin + 10, 2)), begin // 10 % 2)
+        world.drain()
+    stop.set()
+    assert rebuilt.result(PATIENCE_S) >= 1
+    world.pipeline.settle()
+    assert_invariants(world)
+
+
+def test_drain_workers_and_a_backfill_at_the_same_time_agree_in_the_end(
+    world: World, threads: ThreadPoolExecutor
+) -> None:
+    stop = threading.Event()
+    worker = Pipeline(world.settings, world.pipeline.engine, world.pipeline.registry)
+    backfiller = another_worker(world)
+
+    def work(run: Callable[[], object]) -> None:
+        while not stop.is_set():
+            run()
+
+    def backfill() -> None:
+        for asset in DERIVED:
+            for hour in range(3):
+                backfiller.derive(asset, START + hour * HOUR, "full", "backfill")
+
+    running = [threads.submit(work, worker.settle), threads.submit(work, backfill)]
+    for part in range(12):
+        late = range(part * 3, part * 3 + 6)
+        world.send(minutes(range(part * 13, part * 13 + 13), late), part % 2)
+        world.drain()
+    stop.set()
+    for one in running:
+        one.result(PATIENCE_S)
+    worker.close()
+    world.pipeline.settle()
+    assert_invariants(world)
