@@ -10,6 +10,7 @@ from dagster import BetaWarning, Definitions, PreviewWarning, in_process_executo
 
 from analytics_pipeline.orchestration.assets import build_assets
 from analytics_pipeline.orchestration.resources import Pipeline
+from analytics_pipeline.orchestration.schedules import build_jobs, build_schedules
 from analytics_pipeline.orchestration.sensors import build_drain_sensor
 from analytics_pipeline.settings import Settings, load_settings
 
@@ -20,17 +21,19 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> Definitio
     if "pipeline" not in resources:
         resources["pipeline"] = Pipeline(load_settings())
     settings: Settings = resources["pipeline"].settings
-    return Definitions(
-        assets=build_assets(settings),
-        sensors=[build_drain_sensor(settings)],
-        resources=resources,
-        # Celery's prefork children may have no children of their own; and a step is not worth a process.
-        executor=in_process_executor,
-    )
+    with warnings.catch_warnings():
+        # Partitioned checks and backfill policies are known to be young; the pinned version is the answer.
+        warnings.simplefilter("ignore", PreviewWarning)
+        warnings.simplefilter("ignore", BetaWarning)
+        return Definitions(
+            assets=build_assets(settings),
+            sensors=[build_drain_sensor(settings)],
+            jobs=build_jobs(),
+            schedules=build_schedules(settings.retention_days),
+            resources=resources,
+            # Celery's prefork children may have no children of their own; and a step is not worth a process.
+            executor=in_process_executor,
+        )
 
 
-with warnings.catch_warnings():
-    # Partitioned checks and backfill policies are known to be young; the pinned version is the answer.
-    warnings.simplefilter("ignore", PreviewWarning)
-    warnings.simplefilter("ignore", BetaWarning)
-    defs = build_defs()
+defs = build_defs()

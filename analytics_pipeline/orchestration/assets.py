@@ -89,7 +89,7 @@ def _raw_events(settings: Settings, partitions: HourlyPartitionsDefinition) -> A
         refuse_stale_code(context.run.tags)
         yield from materialize_hours(
             context,
-            compute=lambda hour: pipeline.rebuild_raw(hour, context.run_id),
+            compute=lambda hour: pipeline.rebuild_raw(hour, context.run.run_id),
             extra=lambda outcome: _plot(pipeline, RAW_EVENTS, outcome),
         )
 
@@ -102,7 +102,7 @@ def _derived(name: DerivedName, settings: Settings, partitions: HourlyPartitions
         mode = mode_of_run(context.run.tags)
         yield from materialize_hours(
             context,
-            compute=lambda hour: pipeline.derive(name, hour, mode, context.run_id),
+            compute=lambda hour: pipeline.derive(name, hour, mode, context.run.run_id),
             extra=lambda outcome: _plot(pipeline, name, outcome),
         )
 

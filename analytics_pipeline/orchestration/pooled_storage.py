@@ -54,9 +54,7 @@ class PooledPostgresStorage(DagsterPostgresStorage):
             storage._engine = _engine(*place)
 
     @classmethod
-    def from_config_value(
-        cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
-    ) -> Self:
+    def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]) -> Self:
         """From the section ``config`` of ``dagster.yaml``, which takes what ``postgres`` takes."""
         return cls(
             pg_url_from_config(config_value),

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from analytics_pipeline.records import DerivedName, DrainOutcome, HourOutcome, Mode
@@ -17,8 +16,13 @@ from analytics_pipeline.storage.engine import Connection, connection, engine_for
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+    from analytics_pipeline.domains import Registry
     from analytics_pipeline.flow.derive import Deriver
     from analytics_pipeline.flow.drain import Drain
+
+#: Held for as long as a tick drains. A tick that Dagster gave up waiting for goes on in its thread: the next
+#: one must not share its consumer.
+DRAIN_LOCK = threading.Lock()
 
 
 class Pipeline:
@@ -26,14 +30,28 @@ class Pipeline:
 
     Its parts are imported and made on first use, so that a code location loads fast; and kept by process,
     because Celery forks its workers and no child may use its parent's connections.
+
+    Args:
+        domains: instead of those that the settings enable; for tests.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, domains: Registry | None = None) -> None:
         self.settings = settings
+        self._domains = domains
+        self._drains: dict[int, Drain] = {}
+        self._derivers: dict[int, Deriver] = {}
 
     @property
     def engine(self) -> Engine:
         return engine_for(self.settings)
+
+    @property
+    def domains(self) -> Registry:
+        if self._domains is None:
+            from analytics_pipeline.domains import registry_for
+
+            self._domains = registry_for(self.settings)
+        return self._domains
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
@@ -43,44 +61,30 @@ class Pipeline:
 
     def derive(self, asset: DerivedName, hour: datetime, mode: Mode, run_id: str) -> HourOutcome:
         """One hour of a derived asset, committed."""
-        return _deriver(self.settings, os.getpid()).derive(asset, hour, mode, run_id)
+        from analytics_pipeline.flow.derive import Deriver
+
+        pid = os.getpid()
+        if pid not in self._derivers:
+            self._derivers[pid] = Deriver(self.settings, self.engine, self.domains)
+        return self._derivers[pid].derive(asset, hour, mode, run_id)
 
     def rebuild_raw(self, hour: datetime, run_id: str) -> HourOutcome:
         """One hour of raw events, read again from Kafka, committed."""
-        from analytics_pipeline.domains import registry_for
         from analytics_pipeline.flow.rebuild_raw import rebuild_raw
 
-        return rebuild_raw(self.settings, self.engine, registry_for(self.settings), hour, run_id)
+        return rebuild_raw(self.settings, self.engine, self.domains, hour, run_id)
 
     def drain(self, now: datetime) -> DrainOutcome:
         """One tick of this process's drain, which keeps its Kafka assignment from tick to tick."""
-        return _drain(self.settings, os.getpid()).tick(now)
+        from analytics_pipeline.flow.drain import Drain
+
+        pid = os.getpid()
+        if pid not in self._drains:
+            self._drains[pid] = Drain(self.settings, self.engine, self.domains)
+        return self._drains[pid].tick(now)
 
     def close(self) -> None:
-        """Let go of Kafka and of the pool. For processes that go on without the pipeline, as tests do."""
-        if _drain.cache_info().currsize:
-            _drain(self.settings, os.getpid()).close()
-        _drain.cache_clear()
-        _deriver.cache_clear()
-        self.engine.dispose()
-
-
-#: Held for as long as a tick drains. A tick that Dagster gave up waiting for goes on in its thread: the next
-#: one must not share its consumer.
-DRAIN_LOCK = threading.Lock()
-
-
-@lru_cache(maxsize=1)
-def _drain(settings: Settings, _pid: int) -> Drain:
-    from analytics_pipeline.domains import registry_for
-    from analytics_pipeline.flow.drain import Drain
-
-    return Drain(settings, engine_for(settings), registry_for(settings))
-
-
-@lru_cache(maxsize=1)
-def _deriver(settings: Settings, _pid: int) -> Deriver:
-    from analytics_pipeline.domains import registry_for
-    from analytics_pipeline.flow.derive import Deriver
-
-    return Deriver(settings, engine_for(settings), registry_for(settings))
+        """Let go of Kafka. For processes that go on without the pipeline, as tests do."""
+        drain = self._drains.pop(os.getpid(), None)
+        if drain is not None:
+            drain.close()

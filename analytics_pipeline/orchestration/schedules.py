@@ -1,0 +1,71 @@
+"""What time alone asks for: the daily pruning of Dagster's storage, the hourly retention. Glue only."""
+
+# No "from __future__ import annotations" here: Dagster reads the annotations of ``context`` and of resources.
+
+from datetime import UTC, datetime, timedelta
+
+from dagster import (
+    DefaultScheduleStatus,
+    JobDefinition,
+    MetadataValue,
+    OpExecutionContext,
+    ResourceParam,
+    ScheduleDefinition,
+    in_process_executor,
+    job,
+    op,
+)
+
+from analytics_pipeline.orchestration.prune import prune, summary
+from analytics_pipeline.orchestration.resources import Pipeline
+from analytics_pipeline.storage.retention import expire
+
+#: At night and off the full hour, when schedules of other systems run.
+PRUNE_CRON = "37 3 * * *"
+RETENTION_CRON = "23 * * * *"
+
+
+@op(description="Deletes what the live path left in Dagster's storage and no page needs any more.")
+def prune_storage(context: OpExecutionContext, pipeline: ResourceParam[Pipeline]) -> None:
+    """See ``orchestration.prune``."""
+    keep = timedelta(days=pipeline.settings.dagster_retention_days)
+    lines = summary(prune(context.instance, datetime.now(UTC) - keep))
+    context.add_output_metadata({"figures": MetadataValue.md("\n".join(f"- {line}" for line in lines))})
+
+
+@op(description="Deletes hours that are older than RETENTION_DAYS, and writes down the floor.")
+def expire_hours(context: OpExecutionContext, pipeline: ResourceParam[Pipeline]) -> None:
+    """See ``storage.retention``."""
+    with pipeline.connection() as conn:
+        expired = expire(conn, pipeline.domains.by_name, datetime.now(UTC), pipeline.settings.retention_days)
+    context.add_output_metadata(
+        {"floor": str(expired.floor), "hours": expired.hours, "rows": MetadataValue.json(expired.rows)}
+    )
+
+
+@job(executor_def=in_process_executor)
+def prune_dagster_storage() -> None:
+    """Keeps Dagster's database small."""
+    prune_storage()
+
+
+@job(executor_def=in_process_executor)
+def retention() -> None:
+    """Keeps the pipeline's tables to RETENTION_DAYS."""
+    expire_hours()
+
+
+def build_jobs() -> list[JobDefinition]:
+    """Both jobs: they can also be started by hand."""
+    return [prune_dagster_storage, retention]
+
+
+def build_schedules(retention_days: int) -> list[ScheduleDefinition]:
+    """Pruning runs by default; retention where there is one."""
+    on, off = DefaultScheduleStatus.RUNNING, DefaultScheduleStatus.STOPPED
+    return [
+        ScheduleDefinition(job=prune_dagster_storage, cron_schedule=PRUNE_CRON, default_status=on),
+        ScheduleDefinition(
+            job=retention, cron_schedule=RETENTION_CRON, default_status=on if retention_days else off
+        ),
+    ]

@@ -1,0 +1,92 @@
+"""Retention: whole hours that are too old are deleted, above a floor that is written down first.
+
+The same on every server, by this project's rule and never by a policy of the database: below the floor nothing
+is recomputed, and a message of such an hour is a dead letter ``after_retention``. Offsets, gaps and batch records
+stay: they say that what is gone was once there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from analytics_pipeline.records import DERIVED, HOUR, RAW_EVENTS, hour_of
+from analytics_pipeline.storage.engine import Connection
+
+#: Tables by event time; every row belongs to the hour that holds its time.
+_BY_TIME = {"raw_events": "event_time", "events": "event_time", "normalized_measurements": "event_time"}
+#: Tables by window; a window that reaches beyond the floor stays whole.
+_BY_WINDOW = ("window_aggregates", "anomalies", "kpis", "event_rollups")
+#: Tables by hour.
+_BY_HOUR = ("dead_letters", "ingest_batch_hour", "pending_mark", "hour_claim", "partition_state")
+
+
+@dataclass
+class Expired:
+    """What one call deleted. ``floor`` None: everything is kept."""
+
+    floor: datetime | None = None
+    hours: int = 0
+    rows: dict[str, int] = field(default_factory=dict)
+
+
+def floor_hour(now: datetime, retention_days: int) -> datetime | None:
+    """The first hour that is kept; None keeps all."""
+    return hour_of(now - timedelta(days=retention_days)) if retention_days else None
+
+
+def expire(conn: Connection, domains: Iterable[str], now: datetime, retention_days: int) -> Expired:
+    """Delete hours below the floor, each in a transaction of its own, the oldest first. Commits."""
+    floor = floor_hour(now, retention_days)
+    if floor is None:
+        return Expired()
+    _raise_floor(conn, domains, floor)
+    expired = Expired(floor)
+    for hour in _hours_below(conn, floor):
+        _delete_below(conn, hour + HOUR, expired.rows)
+        expired.hours += 1
+    # What no record of an hour names, as after a restore; nothing, nearly always.
+    _delete_below(conn, floor, expired.rows)
+    return expired
+
+
+def _raise_floor(conn: Connection, domains: Iterable[str], floor: datetime) -> None:
+    """Written before anything is deleted, so that no hour is ever half there without a word. Never lowered."""
+    with conn.cursor() as cursor:
+        for domain in domains:
+            for asset in (RAW_EVENTS, *DERIVED):
+                cursor.execute(
+                    "INSERT INTO retention_floor AS f (domain, asset, floor_hour) VALUES (%s, %s, %s) "
+                    "ON CONFLICT (domain, asset) DO UPDATE SET floor_hour = EXCLUDED.floor_hour, "
+                    "updated_at = now() WHERE f.floor_hour < EXCLUDED.floor_hour",
+                    (domain, asset, floor),
+                )
+    conn.commit()
+
+
+def _hours_below(conn: Connection, floor: datetime) -> list[datetime]:
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "SELECT hour FROM partition_state WHERE hour < %(floor)s UNION "
+            "SELECT hour FROM dead_letters WHERE hour < %(floor)s ORDER BY 1",
+            {"floor": floor},
+        )
+        return [row[0] for row in cursor.fetchall()]
+
+
+def _delete_below(conn: Connection, floor: datetime, rows: dict[str, int]) -> None:
+    statements = {
+        **{table: f"DELETE FROM {table} WHERE {column} < %(floor)s" for table, column in _BY_TIME.items()},
+        **{
+            table: f"DELETE FROM {table} WHERE bucket_start < %(floor)s "
+            "AND bucket_start + make_interval(secs => window_s) <= %(floor)s"
+            for table in _BY_WINDOW
+        },
+        **{table: f"DELETE FROM {table} WHERE hour < %(floor)s" for table in _BY_HOUR},
+    }
+    with conn.cursor() as cursor:
+        for table, statement in statements.items():
+            cursor.execute(statement, {"floor": floor})
+            rows[table] = rows.get(table, 0) + cursor.rowcount
+    conn.commit()
