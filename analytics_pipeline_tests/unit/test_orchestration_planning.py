@@ -1,0 +1,192 @@
+"""Which runs the sensor asks for: hours, claims, failures and pauses as a table of situations."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from itertools import count
+
+import pytest
+
+from analytics_pipeline.orchestration.partitions import HourRange
+from analytics_pipeline.orchestration.planning import (
+    LEFT_MARKS,
+    LONGEST_PAUSE,
+    LOST,
+    MAX_RANGES_UNDER_WAY,
+    ClaimedRun,
+    Plan,
+    RunState,
+    Situation,
+    make_plan,
+    pause_after,
+)
+from analytics_pipeline.records import HOUR, DerivedName, PendingHour
+from analytics_pipeline.storage.claims import HourClaim
+
+NOW = datetime(2026, 11, 21, 10, 57, tzinfo=UTC)
+START = datetime(2026, 1, 1, tzinfo=UTC)
+CURRENT = datetime(2026, 11, 21, 10, tzinfo=UTC)
+
+
+def ago(**span: float) -> datetime:
+    return NOW - timedelta(**span)
+
+
+def waits(hour: datetime, *assets: DerivedName, newest: datetime = NOW) -> PendingHour:
+    return PendingHour(hour, assets or ("normalized_measurements",), ("sensor",), 1, newest, newest)
+
+
+def claim(hour: datetime, word: str = "c1", attempt: int = 1, at: datetime | None = None) -> HourClaim:
+    at = at or ago(minutes=1)
+    return HourClaim(hour, word, attempt, at, at + timedelta(seconds=30))
+
+
+def plan(
+    *pending: PendingHour,
+    claims: list[HourClaim] | None = None,
+    runs: dict[str, ClaimedRun] | None = None,
+    busy: set[datetime] | None = None,
+    ranges_under_way: int = 0,
+) -> Plan:
+    words = (f"new{n}" for n in count(1))
+    situation = Situation(
+        now=NOW,
+        first_hour=START,
+        pending=pending,
+        claims={one.hour: one for one in claims or []},
+        runs=runs or {},
+        busy=frozenset(busy or ()),
+        ranges_under_way=ranges_under_way,
+    )
+    return make_plan(situation, lambda: next(words))
+
+
+def asked(made: Plan) -> list[tuple[str, datetime, int]]:
+    return [(request.queue, request.hours.first, len(request.hours)) for request in made.requests]
+
+
+def test_the_current_the_previous_and_the_next_hour_each_run_alone_on_the_live_queue() -> None:
+    made = plan(waits(CURRENT - HOUR), waits(CURRENT), waits(CURRENT + HOUR))
+    assert asked(made) == [("live", CURRENT - HOUR, 1), ("live", CURRENT, 1), ("live", CURRENT + HOUR, 1)]
+    assert len({request.claim for request in made.requests}) == 3
+
+
+def test_older_hours_run_as_ranges_of_at_most_a_day_on_the_backfill_queue() -> None:
+    first = CURRENT - 100 * HOUR
+    made = plan(*(waits(first + HOUR * step) for step in range(30)), waits(first + 40 * HOUR))
+    assert asked(made) == [
+        ("backfill", first, 24),
+        ("backfill", first + 24 * HOUR, 6),
+        ("backfill", first + 40 * HOUR, 1),
+    ]
+    assert {one.claim for one in made.claims if one.hour < first + 24 * HOUR} == {"new1"}
+
+
+def test_the_oldest_come_first_and_only_so_many_at_once() -> None:
+    hours = [CURRENT - 1000 * HOUR + 5 * HOUR * step for step in range(10)]
+    made = plan(*map(waits, hours), ranges_under_way=1)
+    assert [request.hours.first for request in made.requests] == hours[: MAX_RANGES_UNDER_WAY - 1]
+    assert made.beyond_cap == 10 - (MAX_RANGES_UNDER_WAY - 1)
+
+
+def test_a_run_takes_the_assets_from_the_first_pending_one_on() -> None:
+    old = CURRENT - 10 * HOUR
+    made = plan(waits(old, "anomalies"), waits(old + HOUR, "window_aggregates", "kpis"))
+    assert made.requests[0].hours == HourRange(old, old + HOUR)
+    assert made.requests[0].assets == ("window_aggregates", "anomalies", "kpis")
+
+
+def test_busy_hours_are_left_alone() -> None:
+    made = plan(waits(CURRENT), waits(CURRENT - 5 * HOUR), busy={CURRENT, CURRENT - 5 * HOUR})
+    assert not made.requests
+    assert made.busy == 2
+
+
+@pytest.mark.parametrize("hour", [START - HOUR, CURRENT + 2 * HOUR], ids=["before the start", "beyond the end"])
+def test_an_hour_without_a_partition_is_named_and_never_asked_for(hour: datetime) -> None:
+    made = plan(waits(hour), waits(CURRENT))
+    assert made.outside == [hour]
+    assert asked(made) == [("live", CURRENT, 1)]
+
+
+def test_a_request_whose_run_is_still_to_appear_is_awaited() -> None:
+    made = plan(waits(CURRENT), claims=[claim(CURRENT, at=ago(seconds=29))])
+    assert (made.requests, made.busy) == ([], 1)
+
+
+def test_a_request_whose_run_never_appeared_is_made_again() -> None:
+    made = plan(waits(CURRENT), claims=[claim(CURRENT, at=ago(seconds=31))])
+    assert made.requests[0].attempt == 2
+    assert made.claims[0].last_error == LOST
+
+
+def test_a_run_under_way_is_awaited_however_long_it_takes() -> None:
+    made = plan(
+        waits(CURRENT), claims=[claim(CURRENT, at=ago(hours=2))], runs={"c1": ClaimedRun(RunState.UNDER_WAY)}
+    )
+    assert (made.requests, made.busy) == ([], 1)
+
+
+def test_what_arrived_during_a_run_that_succeeded_starts_over_with_the_first_attempt() -> None:
+    made = plan(
+        waits(CURRENT, newest=ago(seconds=3)),
+        claims=[claim(CURRENT, attempt=4)],
+        runs={"c1": ClaimedRun(RunState.SUCCEEDED, ago(seconds=1))},
+    )
+    assert made.requests[0].attempt == 1
+    assert made.claims[0].last_error is None
+
+
+def test_a_run_that_succeeds_and_leaves_its_marks_is_no_reason_to_go_round_in_circles() -> None:
+    made = plan(
+        waits(CURRENT, newest=ago(minutes=5)),
+        claims=[claim(CURRENT)],
+        runs={"c1": ClaimedRun(RunState.SUCCEEDED, ago(seconds=1))},
+    )
+    assert not made.requests
+    assert made.waiting[0].last_error == LEFT_MARKS
+
+
+def test_a_failed_hour_waits_and_says_until_when_and_why() -> None:
+    failed = ClaimedRun(RunState.FAILED, ago(seconds=4), "run x failed")
+    made = plan(waits(CURRENT), claims=[claim(CURRENT)], runs={"c1": failed})
+    assert not made.requests
+    assert made.waiting == made.claims
+    assert made.claims[0].next_try_at == NOW + timedelta(seconds=1)
+    assert made.claims[0].last_error == "run x failed"
+
+
+def test_a_failed_hour_is_asked_for_again_after_its_pause_with_the_next_attempt() -> None:
+    failed = ClaimedRun(RunState.FAILED, ago(seconds=5), "run x failed")
+    made = plan(waits(CURRENT), claims=[claim(CURRENT)], runs={"c1": failed})
+    assert [(one.attempt, one.claim) for one in made.requests] == [(2, "new1")]
+    assert made.claims[0].last_error == "run x failed"  # stays in sight until the hour is done
+
+
+def test_pauses_double_up_to_ten_minutes() -> None:
+    assert [pause_after(n).total_seconds() for n in range(1, 9)] == [5, 10, 20, 40, 80, 160, 320, 600]
+    assert pause_after(1000) == LONGEST_PAUSE
+
+
+def test_a_failed_hour_of_a_range_is_tried_again_alone_so_that_it_takes_no_neighbour_down() -> None:
+    first = CURRENT - 50 * HOUR
+    hours = [first + HOUR * step for step in range(3)]
+    made = plan(
+        *map(waits, hours),
+        claims=[claim(hours[0]), claim(hours[1])],
+        runs={"c1": ClaimedRun(RunState.FAILED, ago(minutes=1), "run x failed")},
+    )
+    assert [(request.hours.first, len(request.hours), request.attempt) for request in made.requests] == [
+        (hours[0], 1, 2),
+        (hours[1], 1, 2),
+        (hours[2], 1, 1),
+    ]
+
+
+def test_claims_of_hours_that_are_done_are_forgotten_but_not_while_their_run_goes_on() -> None:
+    done, running = claim(CURRENT - 3 * HOUR, "c1"), claim(CURRENT - 4 * HOUR, "c2")
+    made = plan(
+        claims=[done, running],
+        runs={"c1": ClaimedRun(RunState.SUCCEEDED), "c2": ClaimedRun(RunState.UNDER_WAY)},
+    )
+    assert made.settled == [done.hour]

@@ -1,0 +1,180 @@
+"""Small pieces around runs: their hours, their mode, their code, and the cursor of what was reported."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from dagster import AssetCheckEvaluation, AssetMaterialization, DagsterRunStatus
+
+from analytics_pipeline.errors import PipelineError, StaleCodeError
+from analytics_pipeline.orchestration.fingerprint import fingerprint, refuse_stale_code
+from analytics_pipeline.orchestration.hourly import hours_of_run, mode_of_run
+from analytics_pipeline.orchestration.partitions import (
+    HourRange,
+    hourly_partitions,
+    key_of,
+    last_partition_hour,
+    range_of_run,
+)
+from analytics_pipeline.orchestration.reporting import MAX_HOURS_PER_TICK, Cursor, events, select
+from analytics_pipeline.orchestration.runs import UnfinishedRun, busy_hours
+from analytics_pipeline.orchestration.tags import CLAIM_TAG, CODE_TAG, MODE_TAG, PARENT_RUN_TAG
+from analytics_pipeline.records import HOUR, BatchHour, BatchReport
+from analytics_pipeline.storage.profile import RawTotals
+from analytics_pipeline.storage.schema_columns import columns_by_table
+
+H = datetime(2026, 11, 21, 10, tzinfo=UTC)
+
+
+# ---------------------------------------------------------------------- partitions
+
+
+def test_at_10_57_the_hour_of_an_event_at_11_03_has_a_partition_and_no_later_one() -> None:
+    now = datetime(2026, 11, 21, 10, 57, tzinfo=UTC)
+    keys = hourly_partitions(datetime(2026, 11, 20, tzinfo=UTC)).get_partition_keys(current_time=now)
+    assert keys[0] == "2026-11-20-00:00"
+    assert keys[-1] == key_of(last_partition_hour(now)) == "2026-11-21-11:00"
+
+
+@pytest.mark.parametrize(
+    ("tags", "hours"),
+    [
+        ({"dagster/partition": "2026-11-21-10:00"}, HourRange(H, H)),
+        (
+            {
+                "dagster/asset_partition_range_start": "2026-11-21-10:00",
+                "dagster/asset_partition_range_end": "2026-11-21-12:00",
+            },
+            HourRange(H, H + 2 * HOUR),
+        ),
+        ({}, None),
+        ({"dagster/partition": "blue"}, None),
+    ],
+    ids=["single", "range", "none", "of another partitioning"],
+)
+def test_a_runs_hours_come_from_its_partition_tags(tags: dict[str, str], hours: HourRange | None) -> None:
+    assert range_of_run(tags) == hours
+    if hours is not None:
+        assert hours.tags == tags
+        assert list(hours_of_run(tags)) == list(hours)
+    else:
+        with pytest.raises(PipelineError, match="choose a partition"):
+            hours_of_run(tags)
+
+
+@pytest.mark.parametrize(
+    ("tags", "mode"),
+    [
+        ({MODE_TAG: "incremental", CLAIM_TAG: "c"}, "incremental"),
+        ({MODE_TAG: "incremental", CLAIM_TAG: "c", PARENT_RUN_TAG: "r"}, "full"),
+        ({MODE_TAG: "incremental"}, "full"),
+        ({CLAIM_TAG: "c"}, "full"),
+        ({}, "full"),
+    ],
+    ids=["asked for by the sensor", "re-executed", "no claim", "no mode", "a person's"],
+)
+def test_only_the_sensors_own_run_is_incremental(tags: dict[str, str], mode: str) -> None:
+    assert mode_of_run(tags) == mode
+
+
+def run(hours: HourRange, status: DagsterRunStatus, claim: str | None = None) -> UnfinishedRun:
+    return UnfinishedRun("r", status, hours, claim, "backfill", H)
+
+
+def test_a_live_hour_waits_for_no_backfill_but_for_a_run_of_its_own_that_has_begun() -> None:
+    day = HourRange(H - 23 * HOUR, H)
+    starting, started = DagsterRunStatus.STARTING, DagsterRunStatus.STARTED
+    live_from = H - HOUR
+    older = frozenset(hour for hour in day if hour < live_from)
+    assert busy_hours([run(day, started)], live_from) == older
+    assert busy_hours([run(HourRange(H, H), starting)], live_from) == frozenset()
+    assert busy_hours([run(HourRange(H, H), started)], live_from) == {H}
+    assert busy_hours([run(HourRange(H, H), starting, claim="c")], live_from) == {H}
+
+
+# ---------------------------------------------------------------------- code
+
+
+def test_a_worker_with_other_code_than_the_code_location_refuses_with_the_remedy() -> None:
+    refuse_stale_code({CODE_TAG: "new"}, loaded="new", on_disk="newer")  # both were reloaded alike
+    with pytest.raises(StaleCodeError, match=r"runs code old, .* asked with code new: restart the Celery workers"):
+        refuse_stale_code({CODE_TAG: "new"}, loaded="old")
+
+
+def test_a_persons_run_is_held_against_the_sources_on_disk() -> None:
+    refuse_stale_code({}, loaded="same", on_disk="same")
+    with pytest.raises(StaleCodeError, match="sources on disk are new: restart"):
+        refuse_stale_code({}, loaded="old", on_disk="new")
+
+
+def test_a_fingerprint_changes_with_a_source_and_only_then(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("x = 1")
+    (tmp_path / "note.txt").write_text("one")
+    before = fingerprint(tmp_path)
+    (tmp_path / "note.txt").write_text("two")
+    assert fingerprint(tmp_path) == before
+    (tmp_path / "a.py").write_text("x = 22")
+    assert fingerprint(tmp_path) != before
+
+
+# ---------------------------------------------------------------------- reports
+
+
+def batch(batch_id: int, *hours: datetime, dead_letters: int = 0) -> BatchReport:
+    reasons = {"not_json": dead_letters} if dead_letters else {}
+    samples = ["topic[0]@7 not_json"] if dead_letters else []
+    shares = tuple(BatchHour(hour, "sensor", 10, dead_letters, 1, reasons, samples) for hour in hours)
+    return BatchReport(batch_id, H, 0.1, shares)
+
+
+def test_batches_of_one_hour_are_reported_as_one_materialization_and_one_verdict() -> None:
+    selection = select(Cursor(), [batch(1, H), batch(2, H, dead_letters=3)], H, H)
+    made = events(selection, {H: RawTotals(120, 3)})
+    materialization, verdict = made
+    assert isinstance(materialization, AssetMaterialization)
+    assert isinstance(verdict, AssetCheckEvaluation)
+    assert materialization.partition == verdict.partition == "2026-11-21-10:00"
+    assert materialization.metadata["rows_written"].value == 20
+    assert materialization.metadata["dagster/row_count"].value == 120
+    assert materialization.metadata["batches"].value == "1-2"
+    assert not verdict.passed
+    assert verdict.metadata["failing_expectations"].value == {"not_json": 3}
+    assert str(selection.cursor) == "2"
+
+
+def test_an_hour_without_a_partition_is_not_reported_and_the_cursor_passes_it() -> None:
+    selection = select(Cursor(), [batch(1, H - HOUR, H, H + HOUR)], H, H)
+    assert list(selection.shares) == [H]
+    assert selection.cursor == Cursor(1)
+
+
+def test_more_hours_than_a_tick_takes_are_reported_by_the_next_ticks_and_none_twice() -> None:
+    hours = [H + HOUR * step for step in range(2 * MAX_HOURS_PER_TICK + 5)]
+    batches = [batch(1, *hours[:100]), batch(2, *hours[50:])]
+    cursor, reported = Cursor(), []
+    for _ in range(3):
+        selection = select(Cursor.parse(str(cursor)), batches, H, hours[-1])
+        reported += selection.shares
+        cursor = selection.cursor
+        batches = [*batches, batch(batches[-1].batch_id + 1, H)]  # what arrives meanwhile waits for its turn
+    assert reported == hours
+    assert cursor == Cursor(2)
+
+
+@pytest.mark.parametrize("text", [None, "", "blue", "1|2", "1|x|2026-11-21-10:00"])
+def test_an_unreadable_cursor_begins_anew(text: str | None) -> None:
+    assert Cursor.parse(text).batch_id in (0, 1)
+    assert Cursor.parse(text).until is None
+
+
+def test_the_columns_shown_are_those_that_the_sql_declares() -> None:
+    columns = columns_by_table()
+    assert [column.name for column in columns["raw_events"]][:4] == ["topic", "epoch", "partition", "offset"]
+    value = next(column for column in columns["kpis"] if column.name == "value")
+    assert (value.type, value.nullable, value.description) == (
+        "double precision",
+        True,
+        "NULL with a reason: unknown is not zero",
+    )
