@@ -1,0 +1,230 @@
+"""One tick of the sensor at a time, on real Kafka and PostgreSQL: what it drains, reports, asks for, and says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from confluent_kafka import Producer
+from dagster import AssetMaterialization, DagsterInstance, SensorResult
+
+from analytics_pipeline.domains import Registry
+from analytics_pipeline.orchestration.partitions import key_of
+from analytics_pipeline.orchestration.resources import DRAIN_LOCK, Pipeline
+from analytics_pipeline.orchestration.sensors import tick
+from analytics_pipeline.orchestration.tags import CLAIM_TAG, CODE_TAG, MODE_TAG, QUEUE_TAG
+from analytics_pipeline.records import DERIVED, HOUR, hour_of
+from analytics_pipeline.settings import Settings
+from analytics_pipeline.storage.claims import read_claims
+from analytics_pipeline.storage.retention import expire
+from analytics_pipeline_tests.pipeline import reading, send
+
+NOW = datetime.now(UTC)
+CURRENT = hour_of(NOW)
+
+
+@pytest.fixture
+def instance() -> Iterator[DagsterInstance]:
+    with DagsterInstance.ephemeral() as made:
+        yield made
+
+
+@pytest.fixture
+def pipeline(settings: Settings, registry: Registry) -> Iterator[Pipeline]:
+    made = Pipeline(settings, registry)
+    yield made
+    made.close()
+
+
+def query(pipeline: Pipeline, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
+    with pipeline.connection() as conn, conn.cursor() as cursor:
+        cursor.execute(sql, parameters)
+        rows = list(cursor.fetchall()) if cursor.description else []
+        conn.commit()
+        return rows
+
+
+def words(result: SensorResult) -> str:
+    assert result.skip_reason is not None
+    return str(result.skip_reason.skip_message)
+
+
+def test_a_tick_reports_what_it_drained_and_asks_for_a_live_run(
+    pipeline: Pipeline, instance: DagsterInstance, producer: Producer, topic: str
+) -> None:
+    send(producer, topic, [reading(NOW)] * 3 + [b"not json"])
+
+    result = tick(pipeline, instance, None, NOW)
+
+    (request,) = result.run_requests or ()
+    assert [key.to_user_string() for key in request.asset_selection or ()] == list(DERIVED)
+    assert request.tags["dagster/partition"] == key_of(CURRENT)
+    assert request.tags[QUEUE_TAG] == "live"
+    assert request.tags[MODE_TAG] == "incremental"
+    assert {CLAIM_TAG, CODE_TAG} <= request.tags.keys()
+    assert request.run_key == f"{request.tags[CLAIM_TAG]}:1"
+    materializations = [event for event in result.asset_events if isinstance(event, AssetMaterialization)]
+    assert {one.partition for one in materializations} == {key_of(CURRENT)}
+    assert sum(one.metadata["rows_written"].value for one in materializations) == 3
+    assert result.cursor == str(query(pipeline, "SELECT max(batch_id) FROM ingest_batch")[0][0])
+
+
+def test_nothing_is_reported_twice_and_an_asked_hour_is_not_asked_again(
+    pipeline: Pipeline, instance: DagsterInstance, producer: Producer, topic: str
+) -> None:
+    send(producer, topic, [reading(NOW)])
+    first = tick(pipeline, instance, None, NOW)
+    second = tick(pipeline, instance, first.cursor, NOW + timedelta(seconds=5))
+    assert not second.asset_events
+    assert not second.run_requests
+    assert words(second) == "idle: no new messages; 1 hours are being computed"
+
+
+def test_a_crash_between_commit_and_report_loses_no_report(
+    pipeline: Pipeline, instance: DagsterInstance, producer: Producer, topic: str
+) -> None:
+    send(producer, topic, [reading(NOW)])
+    pipeline.drain(NOW)  # and then the process died: no cursor was moved
+    assert len(tick(pipeline, instance, None, NOW).asset_events) == 2
+
+
+def test_a_cursor_of_another_database_begins_anew(
+    pipeline: Pipeline, instance: DagsterInstance, producer: Producer, topic: str
+) -> None:
+    send(producer, topic, [reading(NOW)])
+    first = tick(pipeline, instance, "4711", NOW)
+    again = first if first.asset_events else tick(pipeline, instance, first.cursor, NOW)
+    assert len(again.asset_events) == 2
+
+
+def test_backpressure_pauses_the_drain_says_so_and_runs_go_on(
+    settings: Settings, registry: Registry, instance: DagsterInstance, producer: Producer, topic: str
+) -> None:
+    pipeline = Pipeline(settings.model_copy(update={"backpressure_pending": 2}), registry)
+    try:
+        send(producer, topic, [reading(CURRENT - HOUR * back) for back in (10, 20, 30)])
+        first = tick(pipeline, instance, None, NOW)
+        assert len(first.run_requests or ()) == 3
+        send(producer, topic, [reading(CURRENT - HOUR * 40)])
+
+        later = NOW + timedelta(seconds=40)  # the three runs never appeared: they are asked for again
+        paused = tick(pipeline, instance, first.cursor, later)
+
+        assert query(pipeline, "SELECT count(*) FROM raw_events") == [(3,)]
+        assert len(paused.run_requests or ()) == 3
+        for hour, *_ in query(pipeline, "SELECT hour FROM hour_claim"):
+            for asset in DERIVED:
+                pipeline.derive(asset, hour, "incremental", "test")
+        resumed = tick(pipeline, instance, paused.cursor, later + timedelta(seconds=5))
+        assert query(pipeline, "SELECT count(*) FROM raw_events") == [(4,)]
+        assert len(resumed.run_requests or ()) == 1
+    finally:
+        pipeline.close()
+
+
+def test_a_paused_tick_without_requests_says_that_it_is_paused(
+    settings: Settings, registry: Registry, instance: DagsterInstance, producer: Producer, topic: str
+) -> None:
+    pipeline = Pipeline(settings.model_copy(update={"backpressure_pending": 1}), registry)
+    try:
+        send(producer, topic, [reading(CURRENT - HOUR * back) for back in (10, 20)])
+        first = tick(pipeline, instance, None, NOW)
+        second = tick(pipeline, instance, first.cursor, NOW + timedelta(seconds=5))
+        assert words(second).startswith("paused by backpressure: 2 pending, limit 1")
+    finally:
+        pipeline.close()
+
+
+def test_without_a_broker_the_tick_says_so_and_pending_work_goes_on(
+    pipeline: Pipeline,
+    settings: Settings,
+    registry: Registry,
+    instance: DagsterInstance,
+    producer: Producer,
+    topic: str,
+) -> None:
+    send(producer, topic, [reading(NOW)])
+    pipeline.drain(NOW)
+    cut_off = Pipeline(settings.model_copy(update={"kafka_brokers": "127.0.0.1:1"}), registry)
+    try:
+        assert len(tick(cut_off, instance, None, NOW).run_requests or ()) == 1
+        silent = tick(cut_off, instance, "1", NOW + timedelta(seconds=5))
+        assert words(silent).startswith("not drained: Kafka at 127.0.0.1:1 does not answer")
+    finally:
+        cut_off.close()
+
+
+def test_a_tick_beside_one_that_still_drains_leaves_the_consumer_alone(
+    pipeline: Pipeline, instance: DagsterInstance
+) -> None:
+    with DRAIN_LOCK:
+        assert words(tick(pipeline, instance, None, NOW)) == "an earlier tick is still draining"
+
+
+def test_testing_the_sensor_in_the_ui_claims_no_hour(
+    pipeline: Pipeline, instance: DagsterInstance, producer: Producer, topic: str
+) -> None:
+    send(producer, topic, [reading(NOW)])
+    tested = tick(pipeline, instance, None, NOW, claims=False)
+    assert len(tested.run_requests or ()) == 1  # shown, and never started
+    with pipeline.connection() as conn:
+        assert read_claims(conn) == {}
+    assert len(tick(pipeline, instance, None, NOW).run_requests or ()) == 1
+
+
+def test_a_year_of_history_is_asked_for_in_ranges_oldest_first_and_reported_bit_by_bit(
+    pipeline: Pipeline, instance: DagsterInstance, producer: Producer, topic: str
+) -> None:
+    send(producer, topic, [reading(CURRENT - HOUR * back) for back in range(3, 203)])
+    result = tick(pipeline, instance, None, NOW)
+    requests = result.run_requests or ()
+    assert [request.tags["dagster/asset_partition_range_start"] for request in requests] == [
+        key_of(CURRENT - HOUR * back) for back in (202, 178, 154, 130)
+    ]
+    assert {request.tags[QUEUE_TAG] for request in requests} == {"backfill"}
+    reported = len(result.asset_events)
+    while reported < 400:
+        result = tick(pipeline, instance, result.cursor, NOW)
+        assert result.asset_events
+        reported += len(result.asset_events)
+    assert reported == 400
+
+
+# ---------------------------------------------------------------------- retention
+
+
+def test_retention_deletes_whole_hours_below_a_floor_that_it_writes_down_first(
+    pipeline: Pipeline, instance: DagsterInstance, producer: Producer, topic: str
+) -> None:
+    old, young = CURRENT - 50 * HOUR, CURRENT - 20 * HOUR
+    send(producer, topic, [reading(hour + timedelta(minutes=5)) for hour in (old, young)])
+    pipeline.drain(NOW)
+    for hour in (old, young):
+        for asset in DERIVED:
+            pipeline.derive(asset, hour, "incremental", "test")
+
+    with pipeline.connection() as conn:
+        assert expire(conn, ["sensor"], NOW, 0).floor is None
+        expired = expire(conn, ["sensor"], NOW, 1)
+        again = expire(conn, ["sensor"], NOW, 1)
+
+    assert expired.floor == CURRENT - 24 * HOUR
+    assert expired.rows["raw_events"] == expired.rows["normalized_measurements"] == 1
+    assert not any(again.rows.values())
+    for table, column in {
+        "raw_events": "event_time",
+        "window_aggregates": "bucket_start",
+        "kpis": "bucket_start",
+    }.items():
+        assert query(pipeline, f"SELECT min(date_trunc('hour', {column})) FROM {table}") == [(young,)]
+    assert query(pipeline, "SELECT DISTINCT floor_hour FROM retention_floor") == [(expired.floor,)]
+    assert query(pipeline, "SELECT count(*) FROM ingest_batch_range") != [(0,)]
+
+
+def test_the_floor_is_never_lowered(pipeline: Pipeline) -> None:
+    with pipeline.connection() as conn:
+        expire(conn, ["sensor"], NOW, 1)
+        expire(conn, ["sensor"], NOW, 5)
+    assert query(pipeline, "SELECT DISTINCT floor_hour FROM retention_floor") == [(CURRENT - 24 * HOUR,)]
