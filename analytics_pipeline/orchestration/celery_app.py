@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from dagster_celery.make_app import make_app
 
 from analytics_pipeline.orchestration import heartbeat
 from analytics_pipeline.orchestration.celery_settings import CELERY_CONFIG
-from analytics_pipeline.orchestration.tags import BACKFILL_QUEUE
+from analytics_pipeline.orchestration.tags import BACKFILL_QUEUE, LIVE_QUEUE
 from analytics_pipeline.settings import load_settings
 
 log = structlog.get_logger(__name__)
@@ -53,6 +54,16 @@ app: Celery = make_app(  # type: ignore[no-untyped-call]
         "task_default_queue": BACKFILL_QUEUE,
     }
 )
+
+
+#: How much a worker that serves no live data yields to one that does, where both are on one machine.
+BACKGROUND_NICENESS = 10
+
+
+@signals.celeryd_after_setup.connect  # type: ignore[untyped-decorator]
+def _yield_to_live(instance: Any, **_: Any) -> None:
+    if LIVE_QUEUE not in instance.app.amqp.queues.consume_from:
+        os.nice(BACKGROUND_NICENESS)  # its children inherit it
 
 
 @signals.worker_init.connect  # type: ignore[untyped-decorator]
