@@ -19,33 +19,52 @@ log = structlog.get_logger(__name__)
 #: Younger runs may still be on their way into the queue, or from the queue to a worker.
 LOOK_AFTER = timedelta(seconds=20)
 
+#: A run is sent to the queue right after it is made; the daemon that made this one died in between.
+SENT_WITHIN = timedelta(minutes=2)
+
 #: Suspects of the last look: a run must be missing twice, since it may be just between queue and worker.
 _suspects: set[str] = set()
 
 
 def fail_lost(instance: DagsterInstance, unfinished: Sequence[UnfinishedRun], now: datetime) -> list[str]:
     """Fail the runs that are lost, and return their ids."""
-    old = [
-        run for run in unfinished if run.status is DagsterRunStatus.STARTING and now - run.created_at > LOOK_AFTER
+    never_sent = [
+        run.run_id
+        for run in unfinished
+        if run.status is DagsterRunStatus.NOT_STARTED and now - run.created_at > SENT_WITHIN
+    ]
+    for run_id in never_sent:
+        _fail(instance, run_id, DagsterRunStatus.NOT_STARTED, "It was made and never sent to the queue.")
+    forgotten = _forgotten(instance, unfinished, now)
+    for run_id in forgotten:
+        text = "Its task is in no queue and with no worker: it cannot begin any more."
+        _fail(instance, run_id, DagsterRunStatus.STARTING, text)
+    return never_sent + forgotten
+
+
+def _forgotten(instance: DagsterInstance, unfinished: Sequence[UnfinishedRun], now: datetime) -> list[str]:
+    """Runs that wait for a worker and are in no queue, at this look and at the one before."""
+    waiting = [
+        run.run_id
+        for run in unfinished
+        if run.status is DagsterRunStatus.STARTING and now - run.created_at > LOOK_AFTER
     ]
     # Not imported by name: the launcher brings Celery along, which a code location rarely needs.
-    is_lost = getattr(instance.run_launcher, "is_lost", None) if old else None
+    is_lost = getattr(instance.run_launcher, "is_lost", None) if waiting else None
     if is_lost is None:
         _suspects.clear()
         return []
-    missing = set()
-    for view in old:
-        run = instance.get_run_by_id(view.run_id)
-        if run is not None and is_lost(run):
-            missing.add(view.run_id)
+    missing = {
+        run_id for run_id in waiting if (run := instance.get_run_by_id(run_id)) is not None and is_lost(run)
+    }
     lost = sorted(missing & _suspects)
-    for run_id in lost:
-        run = instance.get_run_by_id(run_id)
-        if run is not None and run.status is DagsterRunStatus.STARTING:
-            log.warning("run lost on its way to a worker", run_id=run_id)
-            instance.report_run_failed(
-                run, "Its task is in no queue and with no worker: it cannot begin any more."
-            )
     _suspects.clear()
     _suspects.update(missing - set(lost))
     return lost
+
+
+def _fail(instance: DagsterInstance, run_id: str, expected: DagsterRunStatus, text: str) -> None:
+    run = instance.get_run_by_id(run_id)
+    if run is not None and run.status is expected:
+        log.warning("run lost on its way to a worker", run_id=run_id)
+        instance.report_run_failed(run, text)

@@ -165,9 +165,7 @@ def _plan(
     plan = make_plan(situation, lambda: uuid.uuid4().hex[:16])
     for failed in plan.claims:
         if failed.last_error and claims.get(failed.hour) != failed:
-            log.warning(
-                "hour failed", hour=key_of(failed.hour), attempt=failed.attempt, error=failed.last_error
-            )
+            log.warning("hour failed", hour=key_of(failed.hour), attempt=failed.attempt, error=failed.last_error)
     delete_claims(conn, plan.settled)
     write_claims(conn, plan.claims)
     return plan

@@ -9,7 +9,6 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-import redis
 
 from analytics_pipeline.orchestration.partitions import key_of
 from analytics_pipeline_tests.dagster_ui import wait_for
@@ -54,9 +53,7 @@ def test_a_killed_workers_run_is_failed_and_its_hour_goes_on(world: World, victi
     world.stack.revive()
     world.wait_until_settled(hour)
     assert world.counts(hour)["normalized_measurements"] == 20
-    wait_for(
-        lambda: not world.query("SELECT 1 FROM hour_claim WHERE hour = %s", hour), 30, "the end of the claim"
-    )
+    wait_for(lambda: not world.query("SELECT 1 FROM hour_claim WHERE hour = %s", hour), 30, "the end of the claim")
 
 
 def test_runs_that_the_queue_forgot_are_failed_and_asked_for_again(world: World) -> None:
@@ -67,8 +64,9 @@ def test_runs_that_the_queue_forgot_are_failed_and_asked_for_again(world: World)
         running = world.ui.materialize(["kpis"], key_of(first))
         wait_for(lambda: world.ui.run(running)["status"] == "STARTED", 20, "the start")
         queued = world.ui.materialize(["kpis"], key_of(second))
-        # As when Valkey starts again empty. Signs of life come back by themselves.
-        redis.Redis.from_url(world.settings.celery_broker_url).flushall()
+        port = world.stack.valkey.port
+        world.stack.valkey.stop()
+        world.stack.valkey.start(world.stack.state_dir, port)  # empty; signs of life come back by themselves
         assert world.ui.wait(queued, timeout_s=60)["status"] == "FAILURE"
         assert world.ui.run(running)["status"] == "STARTED"
         blocker.rollback()
