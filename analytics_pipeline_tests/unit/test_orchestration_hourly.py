@@ -1,0 +1,214 @@
+"""What Dagster is told about each hour of a run: passed, refused, failed; alone, in a range, among domains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg2
+import pytest
+from dagster import AssetKey, DagsterEventType, DagsterInstance, ExecuteInProcessResult
+
+from analytics_pipeline.definitions import build_defs
+from analytics_pipeline.orchestration.partitions import HourRange, key_of
+from analytics_pipeline.orchestration.resources import Pipeline
+from analytics_pipeline.orchestration.tags import CLAIM_TAG, MODE_TAG
+from analytics_pipeline.records import HOUR, DomainOutcome, ExpectationOutcome, GateResult, HourOutcome
+from analytics_pipeline.settings import load_settings
+
+FIRST = datetime(2026, 10, 1, 8, tzinfo=UTC)
+KEYS = [key_of(FIRST + HOUR * step) for step in range(3)]
+LIVE = {MODE_TAG: "incremental", CLAIM_TAG: "c"}
+NORMALIZED, WINDOWS = "normalized_measurements", "window_aggregates"
+
+Answer = Callable[[str, datetime], HourOutcome]
+
+
+def domain(name: str, asset: str, *, refused: bool = False) -> DomainOutcome:
+    outcome = ExpectationOutcome("expect_column_values_to_be_between", "value", "not_finite", 7, (1, 5))
+    gate = GateResult(asset, name, 10, {1: "not_finite"}, (outcome,)) if refused else GateResult(asset, name, 10)
+    return DomainOutcome(name, 10, 0 if refused else 10, 0, 0, gate, refused, 10, 7 if refused else 0)
+
+
+class Scripted(Pipeline):
+    """Answers as a test says, without any database."""
+
+    def __init__(self, answer: Callable[[str, datetime, str], tuple[DomainOutcome, ...]]) -> None:
+        super().__init__(load_settings(_env_file=None))
+        self._answer = answer
+        self.asked: list[tuple[str, str]] = []
+
+    def derive(self, asset: str, hour: datetime, mode: Any, run_id: str) -> HourOutcome:
+        self.asked.append((asset, key_of(hour)))
+        return HourOutcome(asset, hour, mode, self._answer(asset, hour, mode), 0.1)
+
+    def connection(self) -> Any:
+        raise psycopg2.OperationalError("no plot without a database")
+
+
+@pytest.fixture
+def instance() -> Iterator[DagsterInstance]:
+    with DagsterInstance.ephemeral() as made:
+        yield made
+
+
+def execute(instance: DagsterInstance, pipeline: Pipeline, hours: int = 1, **tags: str) -> ExecuteInProcessResult:
+    defs = build_defs({"pipeline": pipeline})
+    job = defs.resolve_implicit_global_asset_job_def().get_subset(
+        asset_selection={AssetKey(NORMALIZED), AssetKey(WINDOWS)}
+    )
+    hour_tags = HourRange(FIRST, FIRST + HOUR * (hours - 1)).tags
+    return job.execute_in_process(instance=instance, tags={**tags, **hour_tags}, raise_on_error=False)
+
+
+def materialized(result: ExecuteInProcessResult, asset: str) -> list[str | None]:
+    return [event.partition for event in result.asset_materializations_for_node(asset)]
+
+
+def verdicts(result: ExecuteInProcessResult, asset: str) -> dict[str | None, tuple[bool, str]]:
+    return {
+        one.partition: (one.passed, one.severity.value)
+        for one in result.get_asset_check_evaluations()
+        if one.asset_key == AssetKey(asset)
+    }
+
+
+def planned(instance: DagsterInstance, asset: str) -> list[str | None]:
+    """Partitions whose check is still only planned."""
+    from dagster import AssetCheckKey
+
+    records = instance.event_log_storage.get_asset_check_execution_history(
+        AssetCheckKey(AssetKey(asset), "gate"), 50
+    )
+    return [record.partition for record in records if record.status.value == "PLANNED"]
+
+
+def plain(asset: str, hour: datetime, mode: str) -> tuple[DomainOutcome, ...]:
+    return (domain("sensor", asset),)
+
+
+def test_each_hour_of_a_live_range_is_materialized_and_judged_and_nothing_stays_planned(
+    instance: DagsterInstance,
+) -> None:
+    result = execute(instance, Scripted(plain), hours=3, **LIVE)
+    assert result.success
+    for asset in (NORMALIZED, WINDOWS):
+        assert materialized(result, asset) == KEYS
+        assert verdicts(result, asset) == dict.fromkeys(KEYS, (True, "WARN"))
+        assert planned(instance, asset) == []
+
+
+def test_a_quarantined_hour_is_judged_not_materialized_and_stops_the_next_assets(
+    instance: DagsterInstance,
+) -> None:
+    result = execute(
+        instance, Scripted(lambda asset, hour, mode: (domain("sensor", asset, refused=True),)), **LIVE
+    )
+    assert not result.success
+    assert materialized(result, NORMALIZED) == []
+    assert verdicts(result, NORMALIZED) == {KEYS[0]: (False, "ERROR")}
+    assert verdicts(result, WINDOWS) == {}
+    (evaluation,) = result.get_asset_check_evaluations()
+    assert evaluation.metadata["failing_expectations"].value[0]["sample_rows"] == [1, 5]
+    assert evaluation.metadata["quarantined"].value == "sensor"
+    failure = result.failure_data_for_node(NORMALIZED)
+    assert failure is not None
+    assert "analytics-pipeline gates release" in str(failure.user_failure_data)
+
+
+def test_a_live_run_takes_the_other_domains_of_a_quarantined_hour_to_the_next_assets(
+    instance: DagsterInstance,
+) -> None:
+    def one_of_two(asset: str, hour: datetime, mode: str) -> tuple[DomainOutcome, ...]:
+        lab = domain("lab", asset, refused=asset == NORMALIZED)
+        return (domain("sensor", asset), lab) if asset == NORMALIZED else (domain("sensor", asset),)
+
+    result = execute(instance, Scripted(one_of_two), **LIVE)
+    assert result.success
+    assert materialized(result, NORMALIZED) == []
+    assert verdicts(result, NORMALIZED) == {KEYS[0]: (False, "ERROR")}
+    assert materialized(result, WINDOWS) == KEYS[:1]
+
+    again = execute(instance, Scripted(one_of_two))  # a person's run is red, and says why
+    assert not again.success
+
+
+def test_in_a_persons_range_one_refused_hour_stops_no_other_and_the_run_fails_in_the_end(
+    instance: DagsterInstance,
+) -> None:
+    def second_refused(asset: str, hour: datetime, mode: str) -> tuple[DomainOutcome, ...]:
+        return (domain("sensor", asset, refused=key_of(hour) == KEYS[1]),)
+
+    class WithoutPlot(Scripted):
+        def connection(self) -> Any:
+            from contextlib import nullcontext
+
+            return nullcontext(NoRows())
+
+    result = execute(instance, WithoutPlot(second_refused), hours=3)
+    assert not result.success
+    assert materialized(result, NORMALIZED) == [KEYS[0], KEYS[2]]
+    assert verdicts(result, NORMALIZED) == {
+        KEYS[0]: (True, "WARN"),
+        KEYS[1]: (False, "ERROR"),
+        KEYS[2]: (True, "WARN"),
+    }
+    failure = result.failure_data_for_node(NORMALIZED)
+    assert failure is not None
+    assert "1 of 3 hours were not materialized" in str(failure.user_failure_data)
+
+
+class NoRows:
+    """A connection to a database without rows."""
+
+    def cursor(self) -> Any:
+        from contextlib import nullcontext
+        from types import SimpleNamespace
+
+        return nullcontext(SimpleNamespace(execute=lambda *_: None, fetchall=list))
+
+
+def test_an_error_in_one_hour_of_a_range_stops_no_other(instance: DagsterInstance) -> None:
+    def second_fails(asset: str, hour: datetime, mode: str) -> tuple[DomainOutcome, ...]:
+        if key_of(hour) == KEYS[1]:
+            raise ValueError("a bug in a rule")
+        return (domain("sensor", asset),)
+
+    result = execute(instance, Scripted(second_fails), hours=3, **LIVE)
+    assert not result.success
+    assert materialized(result, NORMALIZED) == [KEYS[0], KEYS[2]]
+    assert "a bug in a rule" in str(result.failure_data_for_node(NORMALIZED))
+
+
+def test_a_database_out_of_reach_stops_a_range_at_once(instance: DagsterInstance) -> None:
+    def gone(asset: str, hour: datetime, mode: str) -> tuple[DomainOutcome, ...]:
+        raise psycopg2.OperationalError("server closed the connection")
+
+    pipeline = Scripted(gone)
+    assert not execute(instance, pipeline, hours=3, **LIVE).success
+    assert pipeline.asked == [(NORMALIZED, KEYS[0])]
+
+
+def test_a_live_hour_without_marks_is_not_reported_as_if_something_was_written(instance: DagsterInstance) -> None:
+    result = execute(
+        instance,
+        Scripted(lambda asset, hour, mode: (domain("sensor", asset),) if asset == WINDOWS else ()),
+        **LIVE,
+    )
+    assert result.success
+    assert materialized(result, NORMALIZED) == []
+    assert materialized(result, WINDOWS) == KEYS[:1]
+
+
+def test_rows_in_the_dead_letters_are_a_warning_and_the_hour_is_materialized(instance: DagsterInstance) -> None:
+    def some_failed(asset: str, hour: datetime, mode: str) -> tuple[DomainOutcome, ...]:
+        gate = GateResult(asset, "sensor", 10, {3: "not_finite"})
+        return (DomainOutcome("sensor", 9, 9, 1, 0, gate, False, 10, 1),)
+
+    result = execute(instance, Scripted(some_failed), **LIVE)
+    assert result.success
+    assert materialized(result, NORMALIZED) == KEYS[:1]
+    assert verdicts(result, NORMALIZED) == {KEYS[0]: (False, "WARN")}
+    types = {event.event_type for event in result.all_events}
+    assert DagsterEventType.ASSET_FAILED_TO_MATERIALIZE not in types
