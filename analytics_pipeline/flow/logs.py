@@ -43,14 +43,18 @@ class LogKeeper:
         changed = False
         for topic, info in described.items():
             known = [row for row in stored.values() if row.topic == topic]
-            if known and _recreated(known[0], info):
+            # A partition that the topic has no more stays in the epoch in which it ended.
+            newest = max(known, key=lambda row: row.epoch, default=None)
+            if newest and _recreated(newest, info):
                 self._begin_epoch(conn, info, known, "topic id changed")
                 changed = True
-            elif not known:
+                continue
+            if newest is None:
                 offsets.begin_log(conn, topic, 1, info.topic_id, "first seen")
-            epoch = max((row.epoch for row in known), default=1)
+            epoch = newest.epoch if newest else 1
             for partition in info.partitions:
-                if (topic, partition) not in stored:
+                row = stored.get((topic, partition))
+                if row is None or row.epoch < epoch:
                     offsets.place(conn, topic, partition, epoch, self._first(topic, partition))
                     changed = True
         return changed

@@ -75,6 +75,7 @@ class LogReader:
         self._consumer: Consumer | None = None
         self._admin: AdminClient | None = None
         self._positions: dict[TopicPartitionKey, Position] = {}
+        self._described: dict[str, TopicInfo | None] = {}
         self._at_end: set[TopicPartitionKey] = set()
         self._reached: set[TopicPartitionKey] = set()
 
@@ -98,7 +99,15 @@ class LogReader:
                 raise self._unreachable("no answer") from error
             partitions = tuple(sorted(partition.id for partition in described.partitions))
             found[topic] = TopicInfo(topic, str(described.topic_id or "") or None, partitions)
+        self._start_afresh_if_changed({topic: found.get(topic) for topic in topics})
         return found
+
+    def _start_afresh_if_changed(self, now: Mapping[str, TopicInfo | None]) -> None:
+        """A client of librdkafka knows added partitions minutes later, and of a topic that was made again it goes
+        on asking for the old one (github.com/confluentinc/librdkafka/issues/4898). A new client knows at once."""
+        if any(self._described.get(topic, info) != info for topic, info in now.items()):
+            self.close()
+        self._described |= now
 
     def _describe(self, topics: Sequence[str]) -> dict[str, Any]:
         if self._admin is None:
@@ -141,6 +150,7 @@ class LogReader:
     def forget(self) -> None:
         """The positions are not to be trusted, as after a rollback: the next ``assign`` starts afresh."""
         self._positions = {}
+        self._at_end, self._reached = set(), set()
 
     @property
     def at_end(self) -> bool:
