@@ -54,8 +54,8 @@ def assert_held_rows_are_counted(pipeline: Pipeline) -> None:
     """What people are told that an hour holds is what it holds."""
     for asset, column in TIME_COLUMNS.items():
         told = pipeline.query(
-            "SELECT hour, rows FROM partition_state WHERE asset = %s AND domain = 'sensor' AND rows > 0 ORDER BY 1",
-            asset,
+            "SELECT hour, rows FROM partition_state WHERE asset = %s AND domain = %s AND rows > 0 ORDER BY 1",
+            *(asset, "sensor"),
         )
         held = pipeline.query(f"SELECT date_trunc('hour', {column}), count(*) FROM {asset} GROUP BY 1 ORDER BY 1")
         assert told == held, asset

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import random
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import lru_cache
 from multiprocessing.context import ForkServerContext
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from confluent_kafka import KafkaError, Message, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from analytics_pipeline.domains import registry_for
+from analytics_pipeline.embedded import choose_port
 from analytics_pipeline.records import HourOutcome
 from analytics_pipeline.settings import Settings, load_settings
 from analytics_pipeline.storage import ledger
@@ -199,5 +201,6 @@ def run_process(target: Any, *arguments: Any, timeout_s: float = 60.0) -> int | 
     return process.exitcode
 
 
-def utc_now() -> datetime:
-    return datetime.now(UTC)
+def free_port() -> int:
+    """For a server of a test's own; from a random start, so that two sessions rarely ask for the same."""
+    return choose_port(random.randrange(30_000, 40_000)).port

@@ -19,11 +19,11 @@ from analytics_pipeline.records import DERIVED, HOUR, DerivedName, hour_of
 from analytics_pipeline.sources.kafka import BrokerUnreachableError
 from analytics_pipeline.storage import batches
 from analytics_pipeline.storage.engine import connection, engine_for
-from analytics_pipeline_tests.conftest import TEST_ROLE, DatabaseServer, KafkaServer, _any_port
+from analytics_pipeline_tests.conftest import TEST_ROLE, DatabaseServer, KafkaServer
 from analytics_pipeline_tests.invariants import assert_invariants
 from analytics_pipeline_tests.pipeline import reading
 from analytics_pipeline_tests.victims import derive_and_die, drain_and_die
-from analytics_pipeline_tests.worlds import World, open_world, run_process
+from analytics_pipeline_tests.worlds import World, free_port, open_world, run_process
 
 KILLED = -signal.SIGKILL
 #: The issue's figure.
@@ -114,7 +114,7 @@ def own_postgres(state_dir: Path, supervisor: Supervisor) -> Iterator[PostgresSe
     home = state_dir / "crashing"
     home.mkdir(mode=0o755, exist_ok=True)
     server = PostgresServer(supervisor, {"shared_buffers": "64MB"})
-    server.start(home, _any_port())
+    server.start(home, free_port())
     server.ensure_role(TEST_ROLE, server.password, create_databases=True)
     yield server
     server.stop()
@@ -170,7 +170,7 @@ def test_postgres_may_stop_at_once_during_drain_and_derive(
 def own_broker(state_dir: Path, supervisor: Supervisor) -> Iterator[BrokerServer]:
     """A broker that this test may freeze; always the embedded one."""
     server = BrokerServer(supervisor)
-    server.start(state_dir, _any_port())
+    server.start(state_dir, free_port())
     yield server
     server.thaw()
     server.stop()
