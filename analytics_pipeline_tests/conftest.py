@@ -14,6 +14,7 @@ import os
 import random
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ TEST_ROLE = "analytics_test"
 #: A crash test kills processes, never the machine, so that the disk may lag behind: a suite makes and drops
 #: hundreds of databases.
 TEST_POSTGRES_SETTINGS = {"fsync": "off", "shared_buffers": "256MB", "min_wal_size": "80MB"}
+
+DROP_TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,20 @@ def database(postgres_server: DatabaseServer) -> Iterator[str]:
     name = f"test_{uuid.uuid4().hex[:16]}"
     postgres_server.execute(f"CREATE DATABASE {name}")
     yield name
-    postgres_server.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    _drop(postgres_server, name)
+
+
+def _drop(server: DatabaseServer, name: str) -> None:
+    """Drop a database and every session in it, but for TimescaleDB's own, which end by themselves."""
+    deadline = time.monotonic() + DROP_TIMEOUT_S
+    while True:
+        try:
+            server.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+            return
+        except psycopg2.errors.InsufficientPrivilege:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.2)
 
 
 @pytest.fixture
