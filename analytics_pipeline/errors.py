@@ -34,3 +34,7 @@ class StaleCodeError(PipelineError):
 
 class EmbeddedServerError(PipelineError):
     """An embedded server did not start or stop as it should; carries the end of its log."""
+
+
+class BelowRetentionError(PipelineError):
+    """An hour that retention has taken; it is not computed from what is left of it."""

@@ -25,7 +25,7 @@ from analytics_pipeline.quality.gates import quarantines
 from analytics_pipeline.quality.suites import suite_for
 from analytics_pipeline.records import DerivedName, DomainOutcome, HourOutcome, Mode
 from analytics_pipeline.settings import Settings
-from analytics_pipeline.storage import ledger
+from analytics_pipeline.storage import ledger, retention
 from analytics_pipeline.storage.engine import Connection, connection
 from analytics_pipeline.storage.ledger import Mark, PairState, ReadMarks
 from analytics_pipeline.storage.locks import hour_lock
@@ -49,16 +49,21 @@ class Deriver:
     def derive(self, asset: DerivedName, hour: datetime, mode: Mode, run_id: str) -> HourOutcome:
         """Compute one partition of one asset.
 
+        Raises:
+            BelowRetentionError: retention has taken the hour; nothing was changed.
+
         A gate that fails does not raise: the outcome lists the domains that are quarantined, of which nothing
         was written; the other domains are committed.
         """
         started = time.monotonic()
         with connection(self._engine) as conn, hour_lock(conn, asset, hour):
+            kept = retention.kept_domains(conn, asset, hour, list(self._domains.by_name))
             states = ledger.read_states(conn, asset, hour)
             marks = ledger.read_marks(conn, asset, hour)
             outcomes = [
                 self._evaluate(conn, asset, hour, domain, scope, marks.get(domain.name), states, run_id)
                 for domain, scope in self._wanted(mode, marks, states)
+                if domain.name in kept
             ]
             self._commit(conn)
         return HourOutcome(asset, hour, mode, tuple(outcomes), time.monotonic() - started)

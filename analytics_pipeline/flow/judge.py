@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from analytics_pipeline.stages.raw import (
     gate_frame,
 )
 from analytics_pipeline.storage.raw_events import RawRows, pick
+from analytics_pipeline.storage.retention import floor_hour
 
 UNKNOWN_DOMAIN = "unknown"
 #: Positions shown per (batch, hour, domain), so that a person can look one up.
@@ -157,7 +158,6 @@ def _letter(
     messages: MessageSlice, decoded: DecodedSlice, domain: str, row: int, arrived_at_us: int
 ) -> DeadLetter:
     refusal = decoded.refusals[row]
-    plausible = refusal.reason == "after_retention"
     return DeadLetter(
         topic=messages.topic,
         epoch=messages.epoch,
@@ -172,7 +172,7 @@ def _letter(
         key=messages.keys[row],
         headers=messages.headers[row],
         kafka_time_us=messages.kafka_times_ms[row] * 1000,
-        event_time_us=int(decoded.event_time_us[row]) if plausible else None,
+        event_time_us=None,  # not known, or not plausible: it belongs to the hour in which it came
         arrived_at_us=arrived_at_us,
     )
 
@@ -180,9 +180,8 @@ def _letter(
 def bounds_at(settings: Settings, now: datetime) -> GateBounds:
     """What is plausible now: nothing before the partitions' start, nothing that retention has passed."""
     start_us = to_us(settings.partitions_start)
-    if not settings.retention_days:
-        return GateBounds(start_us, start_us)
-    return GateBounds(start_us, to_us(now - timedelta(days=settings.retention_days)))
+    floor = floor_hour(now, settings.retention_days)
+    return GateBounds(start_us, start_us if floor is None else to_us(floor))
 
 
 def _gate_error(reason: str, row: dict[str, Any]) -> str:

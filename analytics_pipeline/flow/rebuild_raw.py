@@ -22,7 +22,7 @@ from analytics_pipeline.records import RAW_EVENTS, DomainOutcome, GateResult, Ho
 from analytics_pipeline.settings import Settings
 from analytics_pipeline.sources.kafka import LogReader, Position
 from analytics_pipeline.stages.raw import MessageSlice
-from analytics_pipeline.storage import dead_letters, ledger, raw_events, replay
+from analytics_pipeline.storage import dead_letters, ledger, raw_events, replay, retention
 from analytics_pipeline.storage.engine import Connection, connection
 from analytics_pipeline.storage.ledger import Mark
 from analytics_pipeline.storage.locks import hour_lock, lock_raw_commits
@@ -46,10 +46,12 @@ def rebuild_raw(settings: Settings, engine: Engine, domains: Registry, hour: dat
 
     Raises:
         BrokerUnreachableError: Kafka cannot be read again; nothing was changed.
+        BelowRetentionError: retention has taken the hour; nothing was changed.
     """
     started = time.monotonic()
     judge = Judge(bounds_at(settings, datetime.now(UTC)), settings)
     with connection(engine) as conn, hour_lock(conn, RAW_EVENTS, hour, snapshot=False):
+        retention.kept_domains(conn, RAW_EVENTS, hour, list(domains.by_name))
         slices = replay.read_known(conn, hour)
         slices += _missing(settings, conn, replay.batch_ranges(conn, hour))
         changes = _judge(judge, domains, slices)

@@ -7,11 +7,12 @@ stay: they say that what is gone was once there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from analytics_pipeline.records import DERIVED, HOUR, RAW_EVENTS, hour_of
+from analytics_pipeline.errors import BelowRetentionError
+from analytics_pipeline.records import DERIVED, HOUR, RAW_EVENTS, AssetName, hour_of
 from analytics_pipeline.storage.engine import Connection
 
 #: Tables by event time; every row belongs to the hour that holds its time.
@@ -34,6 +35,26 @@ class Expired:
 def floor_hour(now: datetime, retention_days: int) -> datetime | None:
     """The first hour that is kept; None keeps all."""
     return hour_of(now - timedelta(days=retention_days)) if retention_days else None
+
+
+def kept_domains(conn: Connection, asset: AssetName, hour: datetime, domains: Sequence[str]) -> list[str]:
+    """The domains whose hour retention has not taken.
+
+    Raises:
+        BelowRetentionError: there are domains, and it has taken the hour of each.
+    """
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "SELECT domain, floor_hour FROM retention_floor WHERE asset = %s AND floor_hour > %s", (asset, hour)
+        )
+        floors = dict(cursor.fetchall())
+    kept = [domain for domain in domains if domain not in floors]
+    if domains and not kept:
+        raise BelowRetentionError(
+            f"{asset} {hour:%Y-%m-%d %H:%M}: retention has taken this hour, the first that is kept is "
+            f"{max(floors.values()):%Y-%m-%d %H:%M}; it can be computed again once its raw events are restored"
+        )
+    return kept
 
 
 def expire(conn: Connection, domains: Iterable[str], now: datetime, retention_days: int) -> Expired:
