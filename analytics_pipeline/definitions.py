@@ -10,7 +10,6 @@ from dagster import (
     BetaWarning,
     Definitions,
     PreviewWarning,
-    colored_console_logger,
     in_process_executor,
 )
 
@@ -39,8 +38,6 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> Definitio
             resources=resources,
             # Celery's prefork children may have no children of their own; and a step is not worth a process.
             executor=in_process_executor,
-            # Dagster keeps each event of a run; printing them all again is what a worker would do most.
-            loggers={"console": colored_console_logger.configured({"log_level": "WARNING"})},
         )
 
 
