@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg2
+import psycopg2.errors
 from pydantic import SecretStr
 
 from analytics_pipeline.embedded import BrokerServer, PostgresServer, Supervisor, choose_port
@@ -26,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SERVERS = ("embedded", "timescaledb")
 #: Where the search for free ports begins.
 POSTGRES_PORT, BROKER_PORT = 27432, 27092
+DROP_TIMEOUT_S = 30.0
 TIMESCALEDB_SCRIPT = ROOT / ".ci" / "timescaledb.sh"
 TEST_VARIABLES = ("TEST_DB_HOST", "TEST_DB_PORT", "TEST_DB_USER", "TEST_DB_PASSWORD")
 
@@ -77,14 +80,15 @@ class Stack:
     @contextmanager
     def database(self, name: str = "benchmark") -> Iterator[dict[str, Any]]:
         """An empty database (with TimescaleDB where the server has it); what ``psycopg2.connect`` takes."""
-        self._execute("postgres", f"DROP DATABASE IF EXISTS {name} WITH (FORCE)", f"CREATE DATABASE {name}")
+        self._drop(name)
+        self._execute("postgres", f"CREATE DATABASE {name}")
         try:
             if self.name == "timescaledb":
                 self._execute(name, "CREATE EXTENSION IF NOT EXISTS timescaledb")
             self.checkpoint()
             yield self.server.dsn(name)
         finally:
-            self._execute("postgres", f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+            self._drop(name)
 
     def settings(self, database: dict[str, Any], brokers: str, **more: Any) -> Settings:
         """The pipeline's settings for that database and broker, whatever the environment says."""
@@ -113,6 +117,17 @@ class Stack:
                 extension = cursor.fetchone()
             connection.commit()
         return f"{text}, TimescaleDB {extension[0]} (Apache licence)" if extension else text
+
+    def _drop(self, name: str) -> None:
+        """Drop a database and every session in it, but for TimescaleDB's own, which end by themselves."""
+        deadline = time.monotonic() + DROP_TIMEOUT_S
+        while True:
+            try:
+                return self._execute("postgres", f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+            except psycopg2.errors.InsufficientPrivilege:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.2)
 
     def _execute(self, database: str, *statements: str) -> None:
         connection = psycopg2.connect(**self.server.dsn(database))
