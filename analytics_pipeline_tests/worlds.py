@@ -44,7 +44,7 @@ class Sent(NamedTuple):
     refused: bool
 
 
-@dataclass
+@dataclass(repr=False)
 class World:
     """One pipeline over one database and some topics, and everything that was sent to it."""
 
