@@ -49,9 +49,7 @@ class Settings(BaseSettings):
     db_port: int = Field(5432, ge=1, le=65535, validation_alias=_names("DB_PORT", "TIMESCALE_PORT"))
     db_name: str = Field("sensor_cloud_db", validation_alias=_names("DB_NAME", "TIMESCALE_DB"))
     db_user: str = Field("postgres", validation_alias=_names("DB_USER", "TIMESCALE_USER"))
-    db_password: SecretStr = Field(
-        SecretStr(""), validation_alias=_names("DB_PASSWORD", "TIMESCALE_PASSWORD")
-    )
+    db_password: SecretStr = Field(SecretStr(""), validation_alias=_names("DB_PASSWORD", "TIMESCALE_PASSWORD"))
     db_schema: str = Field("analytics", pattern=r"^[a-z_][a-z0-9_]{0,62}$", validation_alias="DB_SCHEMA")
     db_pool_size: int = Field(4, ge=1, le=100, validation_alias="DB_POOL_SIZE")
     db_statement_timeout_s: int = Field(300, ge=1, validation_alias="DB_STATEMENT_TIMEOUT_S")
@@ -100,9 +98,7 @@ class Settings(BaseSettings):
     idle_partition_s: int = Field(60, ge=1, validation_alias="IDLE_PARTITION_S")
     future_tolerance_s: int = Field(600, ge=0, le=HOUR_S, validation_alias="FUTURE_TOLERANCE_S")
     partitions_start: datetime = Field(datetime(2025, 1, 1, tzinfo=UTC), validation_alias="PARTITIONS_START")
-    domain_time_zones: Annotated[dict[str, ZoneInfo], NoDecode] = Field(
-        {}, validation_alias="DOMAIN_TIME_ZONES"
-    )
+    domain_time_zones: Annotated[dict[str, ZoneInfo], NoDecode] = Field({}, validation_alias="DOMAIN_TIME_ZONES")
     retention_days: int = Field(0, ge=0, validation_alias="RETENTION_DAYS")
 
     # --- Dagster, Celery and coordination

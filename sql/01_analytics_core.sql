@@ -89,6 +89,9 @@ CREATE TABLE IF NOT EXISTS raw_events (
     payload    text NOT NULL,
     PRIMARY KEY (topic, epoch, partition, "offset", event_time)
 );
+-- A batch's id is known only in the transaction that writes it; the rows were encoded before.
+ALTER TABLE raw_events ALTER COLUMN batch_id
+    SET DEFAULT nullif(current_setting('analytics_pipeline.batch_id', true), '')::bigint;
 CREATE INDEX IF NOT EXISTS raw_events_event_time ON raw_events (event_time);
 
 CREATE TABLE IF NOT EXISTS dead_letters (

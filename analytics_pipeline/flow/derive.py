@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from analytics_pipeline.domains import Domain, Registry
+from analytics_pipeline.flow.garbage import cycle_collection_paused
 from analytics_pipeline.flow.steps.anomalies import AnomalyStep
 from analytics_pipeline.flow.steps.base import Evaluation, Step, Work, Written
 from analytics_pipeline.flow.steps.kpis import KpiStep
@@ -56,7 +57,7 @@ class Deriver:
         was written; the other domains are committed.
         """
         started = time.monotonic()
-        with connection(self._engine) as conn, hour_lock(conn, asset, hour):
+        with connection(self._engine) as conn, hour_lock(conn, asset, hour), cycle_collection_paused():
             kept = retention.kept_domains(conn, asset, hour, list(self._domains.by_name))
             states = ledger.read_states(conn, asset, hour)
             marks = ledger.read_marks(conn, asset, hour)

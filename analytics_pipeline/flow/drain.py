@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
@@ -16,6 +17,7 @@ import structlog
 from sqlalchemy import Engine
 
 from analytics_pipeline.domains import Registry
+from analytics_pipeline.flow.garbage import cycle_collection_paused
 from analytics_pipeline.flow.judge import Arrival, Judge, JudgedSlice, bounds_at
 from analytics_pipeline.flow.logs import LogKeeper
 from analytics_pipeline.records import BatchHour, DrainOutcome, OffsetRange, to_us
@@ -26,10 +28,21 @@ from analytics_pipeline.storage import batches, dead_letters, ledger, offsets, r
 from analytics_pipeline.storage.engine import Connection, connection
 from analytics_pipeline.storage.locks import lock_raw_commits
 from analytics_pipeline.storage.offsets import StoredOffset
+from analytics_pipeline.storage.raw_events import EncodedRows
 
 log = structlog.get_logger(__name__)
 
 OffsetsByPartition = dict[tuple[str, int], StoredOffset]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one transaction writes. ``began``: ``time.monotonic`` when it was begun to be read."""
+
+    arrived_at: datetime
+    judged: Sequence[JudgedSlice]
+    encoded: EncodedRows
+    began: float
 
 
 class Drain:
@@ -56,7 +69,8 @@ class Drain:
         started = time.monotonic()
         try:
             stored = self._logs.prepare(self._domains.topics)
-            total = self._drain(now, stored, started + self._settings.drain_max_seconds)
+            with cycle_collection_paused():
+                total = self._drain(now, stored, started + self._settings.drain_max_seconds)
         except OffsetOutOfRangeError as error:
             self._logs.resolve(error)
             self._reader.forget()
@@ -83,13 +97,14 @@ class Drain:
                 self._settings.drain_batch_messages, self._settings.drain_batch_bytes, deadline
             )
             judged = judge.judge([self._arrival(part, now, stored) for part in slices])
+            encoded = raw_events.encode([part.accepted for part in judged], to_us(now))
             if writing is not None:
                 writing.result()
                 writing = None
             if judged:
                 for column, value in enumerate(_counts(judged)):
                     counts[column] += value
-                writing = self._writer.submit(self._write, now, judged, began)
+                writing = self._writer.submit(self._write, Batch(now, judged, encoded, began))
             if self._reader.at_end or not judged or time.monotonic() >= deadline:
                 break
         if writing is not None:
@@ -122,21 +137,22 @@ class Drain:
 
     # ------------------------------------------------------------------ writing
 
-    def _write(self, now: datetime, judged: Sequence[JudgedSlice], began: float) -> None:
+    def _write(self, batch: Batch) -> None:
         with connection(self._engine) as conn:
-            self._write_rows(conn, now, judged, began)
+            self._write_rows(conn, batch)
             self._commit(conn)
 
     def _commit(self, conn: Connection) -> None:
         conn.commit()
 
-    def _write_rows(self, conn: Connection, now: datetime, judged: Sequence[JudgedSlice], began: float) -> None:
+    def _write_rows(self, conn: Connection, batch: Batch) -> None:
+        judged = batch.judged
         lock_raw_commits(conn)
         offsets.move(conn, [_move(part) for part in judged])
         hours = _merge_hours(judged)
         record = batches.BatchRecord(
-            now,
-            time.monotonic() - began,
+            batch.arrived_at,
+            time.monotonic() - batch.began,
             [(_range(part), len(part.messages)) for part in judged],
             hours,
         )
@@ -149,8 +165,7 @@ class Drain:
                 for start, end in m.gaps
             ],
         )
-        accepted = [part.accepted for part in judged if len(part.accepted)]
-        written = raw_events.copy_raw(conn, accepted, to_us(now), batch_id) if accepted else 0
+        written = raw_events.copy_raw(conn, batch.encoded, batch_id)
         letters = [letter for part in judged for letter in part.letters]
         dead_letters.write(conn, letters, batch_id)
         _assert_nothing_vanished(judged, written, len(letters))

@@ -13,6 +13,7 @@ from analytics_pipeline.records import HOUR, from_us, to_us
 from analytics_pipeline.stages.windows import WINDOW_SCHEMA
 from analytics_pipeline.storage.binary_copy import FixedTable, PgType, copy_out, copy_out_with_payload
 from analytics_pipeline.storage.engine import Connection
+from analytics_pipeline.storage.series import BY_SERIES
 
 _TYPES: dict[str, PgType] = {
     "bucket_start": "timestamptz",
@@ -75,7 +76,7 @@ def read_children(
     starts = [from_us(start) for start in parents.starts_us]
     query = (
         f"SELECT {', '.join(f'w.{name}' for name in (*_TYPES, 'sketch'))} FROM window_aggregates w "
-        "JOIN measurement_series s USING (series_id) WHERE s.domain = %s AND w.window_s = %s AND ("
+        f"JOIN measurement_series s ON {BY_SERIES.format('w')} WHERE s.domain = %s AND w.window_s = %s AND ("
         + " OR ".join(["(w.bucket_start >= %s AND w.bucket_start < %s)"] * len(starts))
         + ") AND NOT (w.bucket_start = ANY(%s::timestamptz[]))"
     )
@@ -93,7 +94,7 @@ def read_judged(
     """What detectors and KPIs see of the windows of one size that begin in a span."""
     query = (
         f"SELECT {', '.join(f'w.{name}' for name in _JUDGED.names)} FROM window_aggregates w "
-        "JOIN measurement_series s USING (series_id) "
+        f"JOIN measurement_series s ON {BY_SERIES.format('w')} "
         "WHERE s.domain = %s AND w.window_s = %s AND w.bucket_start >= %s AND w.bucket_start < %s"
     )
     return _us_columns(pl.DataFrame(copy_out(connection, query, (domain, window_s, begins, ends), _JUDGED)))
@@ -197,7 +198,7 @@ def count_hour(connection: Connection, domain: str, hour: datetime) -> int:
     """Windows of every size that a domain's hour holds."""
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT count(*) FROM window_aggregates w JOIN measurement_series s USING (series_id) "
+            f"SELECT count(*) FROM window_aggregates w JOIN measurement_series s ON {BY_SERIES.format('w')} "
             "WHERE s.domain = %s AND w.bucket_start >= %s AND w.bucket_start < %s",
             (domain, hour, hour + HOUR),
         )

@@ -12,6 +12,7 @@ import psycopg2.errors
 from analytics_pipeline.records import HOUR
 from analytics_pipeline.storage.binary_copy import FixedTable, copy_in, copy_out
 from analytics_pipeline.storage.engine import Connection
+from analytics_pipeline.storage.series import BY_SERIES
 
 TABLE = FixedTable(
     (
@@ -74,7 +75,7 @@ def replace_hour(connection: Connection, domain: str, hour: datetime, columns: C
     """All rows of a domain's hour become these; returns how many there were before."""
     with connection.cursor() as cursor:
         cursor.execute(
-            "DELETE FROM normalized_measurements m USING measurement_series s WHERE s.series_id = m.series_id "
+            f"DELETE FROM normalized_measurements m USING measurement_series s WHERE {BY_SERIES.format('m')} "
             "AND s.domain = %s AND m.event_time >= %s AND m.event_time < %s",
             (domain, hour, hour + HOUR),
         )
@@ -91,7 +92,7 @@ def read(connection: Connection, domain: str, spans: Sequence[Span]) -> dict[str
     inside = " OR ".join(["(m.event_time >= %s AND m.event_time < %s)"] * len(spans))
     query = (
         "SELECT m.event_time, m.series_id, m.sample_key, m.value FROM normalized_measurements m "
-        f"JOIN measurement_series s USING (series_id) WHERE ({inside}) AND s.domain = %s"
+        f"JOIN measurement_series s ON {BY_SERIES.format('m')} WHERE ({inside}) AND s.domain = %s"
     )
     bounds = [moment for span in spans for moment in span]
     return copy_out(connection, query, (*bounds, domain), _READ)

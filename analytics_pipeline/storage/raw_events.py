@@ -29,7 +29,7 @@ from analytics_pipeline.storage.binary_copy import (
 from analytics_pipeline.storage.engine import Connection
 
 _NULL = struct.pack(">i", -1)
-_FIELDS = 11
+_FIELDS = 10
 Headers = list[tuple[str, bytes | None]] | None
 
 
@@ -112,7 +112,7 @@ def _cut(table: npt.NDArray[Any]) -> list[bytes]:
     return [buffer[at : at + width] for at in range(0, len(buffer), width)]
 
 
-def _encode(rows: RawRows, arrived_at_us: int, batch_id: int) -> Iterable[bytes]:
+def _encode(rows: RawRows, arrived_at_us: int) -> Iterable[bytes]:
     """The COPY body: for each row the position, key, headers, times, and payload."""
     topic = rows.topic.encode()
     front = np.empty(
@@ -126,12 +126,11 @@ def _encode(rows: RawRows, arrived_at_us: int, batch_id: int) -> Iterable[bytes]
     back = np.empty(
         len(rows),
         [("kafka_n", ">i4"), ("kafka", ">i8"), ("event_n", ">i4"), ("event", ">i8"), ("arrived_n", ">i4"),
-         ("arrived", ">i8"), ("batch_n", ">i4"), ("batch", ">i8"), ("payload_n", ">i4")],
+         ("arrived", ">i8"), ("payload_n", ">i4")],
     )  # fmt: skip
     for name, column in (("kafka", rows.kafka_time_us), ("event", rows.event_time_us)):
         back[f"{name}_n"], back[name] = 8, column - POSTGRES_EPOCH_US
     back["arrived_n"], back["arrived"] = 8, arrived_at_us - POSTGRES_EPOCH_US
-    back["batch_n"], back["batch"] = 8, batch_id
     back["payload_n"] = np.fromiter(map(len, rows.payloads), np.int32, len(rows))
     pieces: list[bytes] = [b""] * (5 * len(rows))
     pieces[0::5] = _cut(front)
@@ -142,17 +141,37 @@ def _encode(rows: RawRows, arrived_at_us: int, batch_id: int) -> Iterable[bytes]
     return pieces
 
 
-def copy_raw(connection: Connection, parts: Sequence[RawRows], arrived_at_us: int, batch_id: int) -> int:
-    """Write rows; returns how many. Positions that exist already are an error: offsets only move forward."""
+@dataclass(frozen=True, slots=True)
+class EncodedRows:
+    """Rows ready to be sent, made while the batch before is still being written."""
+
+    rows: int
+    stream: bytes
+
+
+def encode(parts: Sequence[RawRows], arrived_at_us: int) -> EncodedRows:
+    """The COPY stream of rows that arrived together."""
     body = [SIGNATURE]
     for part in parts:
-        body.extend(_encode(part, arrived_at_us, batch_id))
+        body.extend(_encode(part, arrived_at_us))
     body.append(TRAILER)
+    return EncodedRows(sum(map(len, parts)), b"".join(body))
+
+
+def copy_raw(connection: Connection, encoded: EncodedRows, batch_id: int) -> int:
+    """Write rows; returns how many. Positions that exist already are an error: offsets only move forward.
+
+    The batch is known only inside the transaction, after the rows are encoded: it is the column's default,
+    which reads a setting of the transaction.
+    """
+    if not encoded.rows:
+        return 0
     with connection.cursor() as cursor:
+        cursor.execute("SELECT set_config('analytics_pipeline.batch_id', %s, true)", (str(batch_id),))
         cursor.copy_expert(
             'COPY raw_events (topic, epoch, partition, "offset", key, headers, kafka_time, event_time, '
-            "arrived_at, batch_id, payload) FROM STDIN (FORMAT binary)",
-            io.BytesIO(b"".join(body)),
+            "arrived_at, payload) FROM STDIN (FORMAT binary)",
+            io.BytesIO(encoded.stream),
         )
         return int(cursor.rowcount)
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from analytics_pipeline.records import HOUR, RAW_EVENTS, to_us
 from analytics_pipeline.stages.raw import MessageSlice
 from analytics_pipeline.storage.engine import Connection
-from analytics_pipeline.storage.raw_events import RawRows, copy_raw, headers_of, pick
+from analytics_pipeline.storage.raw_events import RawRows, copy_raw, encode, headers_of, pick
 
 
 class Known(Enum):
@@ -143,4 +143,4 @@ def insert(connection: Connection, accepted: RawRows, rows: npt.NDArray[np.int64
     batch, arrived = known.batch_id[at], known.arrived_at_us[at]
     for batch_id, arrived_us in sorted(set(zip(batch.tolist(), arrived.tolist(), strict=True))):
         chosen = rows[(batch == batch_id) & (arrived == arrived_us)]
-        copy_raw(connection, [pick(accepted, chosen)], arrived_us, batch_id)
+        copy_raw(connection, encode([pick(accepted, chosen)], arrived_us), batch_id)

@@ -11,6 +11,11 @@ from sqlalchemy import Engine
 from analytics_pipeline.domains.base import SeriesKey
 from analytics_pipeline.storage.engine import Connection, connection
 
+#: Joins a table that has a span of time as its first condition to the series of its rows. The sum keeps the
+#: planner from going through the span once for each series, as it does where it expects few rows of it: with
+#: 100 series that took 6 times as long, and it grows with their number.
+BY_SERIES = "s.series_id = {}.series_id + 0"
+
 
 class SeriesDirectory:
     """Finds the number of a series, adding it where it is new.
