@@ -15,7 +15,8 @@ from analytics_pipeline.errors import OffsetConflictError
 from analytics_pipeline.flow.derive import Deriver
 from analytics_pipeline.flow.drain import Drain
 from analytics_pipeline.flow.rebuild_raw import rebuild_raw
-from analytics_pipeline.records import DERIVED, HOUR, DerivedName, hour_of
+from analytics_pipeline.records import DERIVED, HOUR, DerivedName, DrainOutcome, hour_of
+from analytics_pipeline.storage import raw_events
 from analytics_pipeline_tests.conftest import DatabaseServer, KafkaServer
 from analytics_pipeline_tests.invariants import assert_invariants
 from analytics_pipeline_tests.pipeline import Pipeline, reading
@@ -71,15 +72,15 @@ class Gate:
         self._open.set()
 
 
-def before_commit(target: Drain | Deriver, happens: Callable[[], None]) -> None:
-    """Lets something happen each time between write and commit."""
-    commit = target._commit
+def before(target: Drain | Deriver, place: str, happens: Callable[[], None]) -> None:
+    """Lets something happen each time that one of its methods is called."""
+    method = getattr(target, place)
 
-    def wrapped(conn: Any) -> None:
+    def wrapped(*arguments: Any) -> Any:
         happens()
-        commit(conn)
+        return method(*arguments)
 
-    target._commit = wrapped  # type: ignore[method-assign]
+    setattr(target, place, wrapped)
 
 
 # ---------------------------------------------------------------------- two drains
@@ -91,7 +92,7 @@ def test_of_two_drains_that_read_the_same_one_writes_and_the_other_goes_on(
     world.send(minutes(range(40)))
     world.send([b"bad"], 1, refused=True)
     gate, one, other = Gate(), world.pipeline.drain, another_drain(world)
-    before_commit(one, gate.hold)
+    before(one, "_commit", gate.hold)
     first = threads.submit(one.tick, datetime.now(UTC))
     gate.wait_until_reached()  # one has written and not committed
     second = threads.submit(other.tick, datetime.now(UTC))
@@ -118,7 +119,7 @@ def test_a_drain_takes_over_from_one_that_rolls_back(world: World, threads: Thre
         gate.hold()
         raise RuntimeError("the process ends here")
 
-    before_commit(one, fail)
+    before(one, "_commit", fail)
     first = threads.submit(one.tick, datetime.now(UTC))
     gate.wait_until_reached()
     second = threads.submit(other.tick, datetime.now(UTC))
@@ -167,7 +168,7 @@ def test_two_workers_on_one_hour_work_one_after_the_other(
     for earlier in DERIVED[: DERIVED.index(asset)]:
         world.pipeline.deriver.derive(earlier, START, "incremental", "test")
     gate, one, other = Gate(), another_worker(world), another_worker(world)
-    before_commit(one, gate.hold)
+    before(one, "_commit", gate.hold)
     first = threads.submit(one.derive, asset, START, mode, "first")
     gate.wait_until_reached()
     second = threads.submit(other.derive, asset, START, mode, "second")
@@ -183,10 +184,11 @@ def test_two_workers_on_one_hour_work_one_after_the_other(
     assert_invariants(world)
 
 
+@pytest.mark.parametrize("place", ["_mark_dependents", "_commit"])
 def test_an_hour_computed_while_an_earlier_one_is_not_yet_committed_is_judged_again(
-    world: World, threads: ThreadPoolExecutor
+    world: World, threads: ThreadPoolExecutor, place: str
 ) -> None:
-    """The baseline of the later hour is in the earlier one, whose windows are written but not committed."""
+    """The baseline of the later hour is in the earlier one, whose windows nobody else can see yet."""
     world.send(minutes(range(40, 60), range(60, 65)))
     world.send(minutes(range(65, 66), value=500.0))
     world.drain()
@@ -194,7 +196,7 @@ def test_an_hour_computed_while_an_earlier_one_is_not_yet_committed_is_judged_ag
     for hour in (START, START + HOUR):
         derive("normalized_measurements", hour, "incremental", "test")
     gate, slow = Gate(), another_worker(world)
-    before_commit(slow, gate.hold)
+    before(slow, place, gate.hold)
     earlier = threads.submit(slow.derive, "window_aggregates", START, "incremental", "slow")
     gate.wait_until_reached()
 
@@ -227,13 +229,13 @@ def test_live_data_that_lands_while_an_asset_is_rebuilt_is_not_forgotten(world: 
 
     def lands() -> None:
         """A batch of the same hour, drained and computed as far as it gets, before the rebuild commits."""
-        rebuilding._commit = type(rebuilding)._commit.__get__(rebuilding)  # type: ignore[method-assign]
+        del rebuilding._commit  # only once
         world.send(minutes(range(1, 100, 2), range(0, 40, 2)))
         world.drain()
         for earlier in DERIVED[: DERIVED.index(asset)]:
             world.pipeline.deriver.derive(earlier, START, "incremental", "live")
 
-    before_commit(rebuilding, lands)
+    before(rebuilding, "_commit", lands)
     rebuilding.derive(asset, START, "full", "by hand")
     world.pipeline.settle()
     assert_invariants(world)
@@ -261,6 +263,30 @@ def test_raw_events_rebuilt_while_live_data_lands_in_the_same_hour_lose_nothing(
         world.drain()
     stop.set()
     assert rebuilt.result(PATIENCE_S) >= 1
+    world.pipeline.settle()
+    assert_invariants(world)
+
+
+def test_a_batch_that_lands_while_raw_events_are_counted_is_counted(
+    world: World, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.send(minutes(range(0, 40, 2)))
+    world.drain()
+    world.send(minutes(range(1, 40, 2)))
+    landing: list[Future[DrainOutcome]] = []
+    count_hour = raw_events.count_hour
+
+    def count_and_let_a_batch_land(*arguments: Any) -> int:
+        counted = count_hour(*arguments)
+        landing.append(threads.submit(world.pipeline.tick))
+        with contextlib.suppress(TimeoutError):
+            landing[0].result(timeout=2.0)  # it may have to wait for the rebuild
+        return counted
+
+    monkeypatch.setattr(raw_events, "count_hour", count_and_let_a_batch_land)
+    rebuild_raw(world.settings, world.pipeline.engine, world.pipeline.registry, START, "by hand")
+    monkeypatch.undo()
+    assert landing[0].result(PATIENCE_S).messages == 20
     world.pipeline.settle()
     assert_invariants(world)
 
