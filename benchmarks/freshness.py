@@ -36,7 +36,7 @@ from benchmarks.stack import ROOT, Stack
 
 #: The factory that the watcher counts in the KPIs.
 FACTORY, WARM_FACTORY = "live", "warm"
-DURATION_S, DURATION_QUICK_S = 60, 5
+DURATION_S, DURATION_QUICK_S = 60, 3
 WARM_EVENTS, WARM_RATE_PER_S = 200, 100
 SETTLE_TIMEOUT_S = 180.0
 POLL_S = 0.5

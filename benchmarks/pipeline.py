@@ -66,7 +66,7 @@ def migrated(stack: Stack, database: dict[str, Any], brokers: str = "127.0.0.1:9
 
 
 def warm_up_stream() -> Stream:
-    """To be produced to `WARM_TOPIC` before any worker is prepared on a database of its own, the drain first."""
+    """To be produced to `WARM_TOPIC` before the workers are prepared, on a database of its own."""
     return Stream(hour_of(datetime.now(UTC)) - HOUR, WARM_RATE_PER_S, WARM_EVENTS)
 
 
@@ -80,6 +80,7 @@ def drain_backlog(warm: Settings, drained: Event) -> Work:
     drain = Drain(warm, engine_for(warm), _warm_registry(registry_for(warm)))
     drain_messages(drain, WARM_EVENTS)
     drain.close()
+    drained.set()
 
     def work(settings: Settings, count: int) -> int:
         drain = Drain(settings, engine_for(settings), registry_for(settings))
@@ -104,6 +105,7 @@ def drain_messages(drain: Drain, count: int) -> int:
 def derive_pending(warm: Settings, drained: Event) -> Work:
     """Do what is pending, over and over, until the drain is done and nothing is left."""
     warm_up()
+    drained.wait()
     _work_off(warm, Deriver(warm, engine_for(warm), _warm_registry(registry_for(warm))))
 
     def work(settings: Settings) -> int:

@@ -118,15 +118,14 @@ def _rounds(
 ) -> tuple[list[Round], list[Round]]:
     """The drain alone, then all five assets, each on fresh databases and with the same two warm processes."""
     drained = SPAWN.Event()
-    with Worker(drain_backlog, warm, drained) as drain:
-        drain.wait_ready()  # first: what the other one warms up with must be there
+    with Worker(drain_backlog, warm, drained) as drain, Worker(derive_pending, warm, drained) as derive:
+        drain.wait_ready()
+        derive.wait_ready()
         alone = [_drain_alone(stack, brokers, count, drain) for _ in range(rounds)]
-        with Worker(derive_pending, warm, drained) as derive:
-            derive.wait_ready()
-            wholes = []
-            for _ in range(rounds):
-                drained.clear()
-                wholes.append(_all_assets(stack, brokers, count, drain, derive))
+        wholes = []
+        for _ in range(rounds):
+            drained.clear()
+            wholes.append(_all_assets(stack, brokers, count, drain, derive))
     return alone, wholes
 
 
