@@ -7,6 +7,7 @@ import random
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,8 +15,8 @@ from functools import lru_cache
 from multiprocessing.context import ForkServerContext
 from typing import Any, NamedTuple
 
-from confluent_kafka import KafkaError, Message, Producer
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
 from analytics_pipeline.domains import registry_for
 from analytics_pipeline.embedded import choose_port
@@ -173,12 +174,27 @@ def open_world(
 
 
 def create_topics(brokers: str, names: Sequence[str], partitions: int) -> None:
-    """Create topics that take large messages, and return when they exist."""
+    """Create topics that take large messages, and return when every partition answers."""
     admin = AdminClient({"bootstrap.servers": brokers})  # held: its futures fail when it is collected
     config = {"max.message.bytes": str(MAX_MESSAGE_BYTES)}
     made = admin.create_topics([NewTopic(name, partitions, 1, config=config) for name in names])
     for future in made.values():
         future.result(timeout=20)
+    waiting = {TopicPartition(name, number) for name in names for number in range(partitions)}
+    deadline = time.monotonic() + 20
+    while waiting:  # Apache Kafka elects leaders a moment after it says that a topic is made
+        asked = admin.list_offsets(dict.fromkeys(waiting, OffsetSpec.earliest()), request_timeout=5)
+        waiting = {where for where, future in asked.items() if not _answered(future)}
+        assert time.monotonic() < deadline, f"no leader: {waiting}"
+
+
+def _answered(future: Future[Any]) -> bool:
+    try:
+        future.result(timeout=10)
+    except KafkaException:
+        time.sleep(0.05)
+        return False
+    return True
 
 
 @lru_cache(maxsize=1)
