@@ -78,6 +78,7 @@ class LogReader:
         self._described: dict[str, TopicInfo | None] = {}
         self._at_end: set[TopicPartitionKey] = set()
         self._reached: set[TopicPartitionKey] = set()
+        self._queue_empty = False
 
     # ------------------------------------------------------------------ what there is
 
@@ -159,7 +160,7 @@ class LogReader:
         Not to all ends at one moment: where messages keep coming, that moment never is, and a reader would
         chase the tail until its time is over.
         """
-        return len(self._at_end | self._reached) == len(self._positions)
+        return self._queue_empty and len(self._at_end | self._reached) == len(self._positions)
 
     def read(self, max_messages: int, max_bytes: int, deadline: float) -> list[MessageSlice]:
         """Messages up to the bounds, the end of all logs, or the deadline (``time.monotonic``).
@@ -172,7 +173,11 @@ class LogReader:
         messages = size = 0
         silent_since = time.monotonic()
         while messages < max_messages and size < max_bytes:
-            chunk = self._client().consume(min(CHUNK_MESSAGES, max_messages - messages), CHUNK_WAIT_S)
+            asked = min(CHUNK_MESSAGES, max_messages - messages)
+            chunk = self._client().consume(asked, CHUNK_WAIT_S)
+            # librdkafka fetches on between ticks: behind an end that it queued then stand messages that came
+            # since. Only what comes short says that nothing more is queued.
+            self._queue_empty = len(chunk) < asked
             taken, taken_bytes = self._take(chunk, slices)
             messages, size = messages + taken, size + taken_bytes
             now = time.monotonic()
