@@ -6,9 +6,10 @@ A measurement is (series, event time, sample key). When the same identity comes 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -21,6 +22,15 @@ from analytics_pipeline.stages.payload_bytes import Keys, duplicate_keys
 from analytics_pipeline.stages.raw import PAYLOAD_ERRORS, Refusal, explain
 
 Ints = npt.NDArray[np.int64]
+#: Payloads decoded in one go: few enough to stay in the processor's cache, and to be gone through again one by
+#: one when one of them cannot be read.
+CHUNK_PAYLOADS = 5_000
+
+
+#: Row, ordinal, sample key, series, value.
+_Columns = tuple[Ints, Ints, Ints, Ints, npt.NDArray[np.float64]]
+_NONE = np.zeros(0, np.int64)
+_NO_SAMPLES: _Columns = (_NONE, _NONE, _NONE, _NONE, np.zeros(0, np.float64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,40 +64,64 @@ class Samples:
 
 def decode_samples(payloads: Sequence[bytes], domain: Domain) -> Samples:
     """The samples of raw payloads. Nothing is raised for a payload that cannot be read."""
-    decode, take = msgspec.json.Decoder(domain.payload).decode, domain.samples
     index: dict[SeriesTuple, int] = {}
-    rows: list[int] = []
-    ordinals: list[int] = []
-    sample_keys: list[int] = []
-    series: list[int] = []
-    values: list[float] = []
     refusals: dict[int, Refusal] = {}
-    for row, payload in enumerate(payloads):
-        try:
-            samples = take(decode(payload))
-        except PAYLOAD_ERRORS as error:
-            refusals[row] = explain(payload, error)
-            continue
-        for ordinal, (key, value, sample_key) in enumerate(samples):
-            number = index.get(key)
-            if number is None:
-                number = index[key] = len(index)
-            rows.append(row)
-            ordinals.append(ordinal)
-            sample_keys.append(sample_key)
-            series.append(number)
-            values.append(value)
+    parts = [
+        _decode_chunk(payloads[first : first + CHUNK_PAYLOADS], first, domain, index, refusals)
+        for first in range(0, len(payloads), CHUNK_PAYLOADS)
+    ]
+    columns = [np.concatenate(column) for column in zip(*(parts or [_NO_SAMPLES]), strict=True)]
     twice = _with_duplicate_keys(payloads, domain, refusals)
-    kept = ~np.isin(rows, list(twice)) if twice else slice(None)
-    return Samples(
-        np.array(rows, np.int64)[kept],
-        np.array(ordinals, np.int64)[kept],
-        np.array(sample_keys, np.int64)[kept],
-        np.array(series, np.int64)[kept],
-        np.array(values, np.float64)[kept],
-        [SeriesKey(*series) for series in index],
-        refusals | twice,
+    if twice:
+        kept = ~np.isin(columns[0], list(twice))
+        columns = [column[kept] for column in columns]
+    row, ordinal, sample_key, series, value = columns
+    return Samples(row, ordinal, sample_key, series, value, [SeriesKey(*key) for key in index], refusals | twice)
+
+
+def _decode_chunk(
+    payloads: Sequence[bytes],
+    first: int,
+    domain: Domain,
+    index: dict[SeriesTuple, int],
+    refusals: dict[int, Refusal],
+) -> _Columns:
+    """Row, ordinal, sample key, series and value of a chunk's samples; adds to ``index`` and ``refusals``."""
+    decode, take = msgspec.json.Decoder(domain.payload).decode, domain.samples
+    try:
+        taken = list(map(take, map(decode, payloads)))  # in C: every message passes here
+    except PAYLOAD_ERRORS:
+        taken = [
+            _samples_or_none(payload, at, decode, take, refusals) for at, payload in enumerate(payloads, first)
+        ]
+    counts = np.fromiter(map(len, taken), np.int64, len(taken))
+    samples = list(chain.from_iterable(taken))
+    if not samples:
+        return _NO_SAMPLES
+    keys, values, sample_keys = zip(*samples, strict=True)
+    for key in dict.fromkeys(keys):
+        index.setdefault(key, len(index))
+    return (
+        first + np.repeat(np.arange(len(taken)), counts),
+        np.arange(len(samples)) - np.repeat(np.cumsum(counts) - counts, counts),
+        np.array(sample_keys, np.int64),
+        np.fromiter(map(index.__getitem__, keys), np.int64, len(keys)),
+        np.array(values, np.float64),
     )
+
+
+def _samples_or_none(
+    payload: bytes,
+    row: int,
+    decode: Callable[[bytes], Any],
+    take: Callable[[Any], Sequence[tuple[SeriesTuple, float, int]]],
+    refusals: dict[int, Refusal],
+) -> Sequence[tuple[SeriesTuple, float, int]]:
+    try:
+        return take(decode(payload))
+    except PAYLOAD_ERRORS as error:
+        refusals[row] = explain(payload, error)
+        return ()
 
 
 def _with_duplicate_keys(

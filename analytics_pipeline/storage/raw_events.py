@@ -219,14 +219,16 @@ def read_batches(
 
     Costs what the batches hold, however much is stored beside them.
     """
+    # Materialized, or the planner looks up the log of each row by itself: it takes a batch for one row.
     query = (
-        _SELECT + "FROM ingest_batch_range b JOIN kafka_log l USING (topic, epoch) CROSS JOIN LATERAL ("
-        "SELECT * FROM raw_events r WHERE r.topic = b.topic AND r.epoch = b.epoch "
+        "WITH part AS MATERIALIZED (SELECT l.log_id, b.* FROM ingest_batch_range b "
+        "JOIN kafka_log l USING (topic, epoch) WHERE b.batch_id = ANY(%s) AND b.topic = ANY(%s)) "
+        'SELECT b.log_id, r.partition, r."offset", r.kafka_time, r.event_time, r.payload FROM part b '
+        "CROSS JOIN LATERAL (SELECT * FROM raw_events r WHERE r.topic = b.topic AND r.epoch = b.epoch "
         'AND r.partition = b.partition AND r."offset" >= b.from_offset AND r."offset" < b.to_offset '
-        "AND r.event_time >= %s AND r.event_time < %s) r "
-        "WHERE b.batch_id = ANY(%s) AND b.topic = ANY(%s)"
+        "AND r.event_time >= %s AND r.event_time < %s) r"
     )
-    return _read(connection, query, (hour, hour + HOUR, list(batch_ids), list(topics)))
+    return _read(connection, query, (list(batch_ids), list(topics), hour, hour + HOUR))
 
 
 def _read(connection: Connection, query: str, parameters: Sequence[Any]) -> StoredRows:
