@@ -42,7 +42,7 @@ demo: venv
 	@$(BIN)/analytics-pipeline up --state-dir $(STATE)
 
 test: venv
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 smoke: venv
 	@$(BIN)/analytics-pipeline smoke --state-dir $(STATE)/smoke
