@@ -217,18 +217,38 @@ def read_batches(
 ) -> StoredRows:
     """The raw events that some batches brought for an hour, found by their offset ranges.
 
-    Costs what the batches hold, however much is stored beside them.
+    Costs what the batches hold, however much is stored beside them: the ranges stand in the statement as
+    constants, or the planner, who cannot see how short they are, goes through the whole hour instead.
     """
-    # Materialized, or the planner looks up the log of each row by itself: it takes a batch for one row.
-    query = (
-        "WITH part AS MATERIALIZED (SELECT l.log_id, b.* FROM ingest_batch_range b "
-        "JOIN kafka_log l USING (topic, epoch) WHERE b.batch_id = ANY(%s) AND b.topic = ANY(%s)) "
-        'SELECT b.log_id, r.partition, r."offset", r.kafka_time, r.event_time, r.payload FROM part b '
-        "CROSS JOIN LATERAL (SELECT * FROM raw_events r WHERE r.topic = b.topic AND r.epoch = b.epoch "
-        'AND r.partition = b.partition AND r."offset" >= b.from_offset AND r."offset" < b.to_offset '
-        "AND r.event_time >= %s AND r.event_time < %s) r"
+    ranges = _ranges(connection, topics, batch_ids)
+    part = (
+        'SELECT %s::int, r.partition, r."offset", r.kafka_time, r.event_time, r.payload FROM raw_events r '
+        'WHERE r.topic = %s AND r.epoch = %s AND r.partition = %s AND r."offset" >= %s AND r."offset" < %s '
+        "AND r.event_time >= %s AND r.event_time < %s"
     )
-    return _read(connection, query, (list(batch_ids), list(topics), hour, hour + HOUR))
+    parameters = [value for one in ranges for value in (*one, hour, hour + HOUR)]
+    return _read(connection, " UNION ALL ".join([part] * len(ranges)), parameters)
+
+
+_Range = tuple[int, str, int, int, int, int]
+
+
+def _ranges(connection: Connection, topics: Sequence[str], batch_ids: Sequence[int]) -> list[_Range]:
+    """(log_id, topic, epoch, partition, from, to) of some batches; ranges that follow each other are one."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT l.log_id, b.topic, b.epoch, b.partition, b.from_offset, b.to_offset FROM ingest_batch_range b "
+            "JOIN kafka_log l USING (topic, epoch) WHERE b.batch_id = ANY(%s) AND b.topic = ANY(%s) "
+            "ORDER BY l.log_id, b.partition, b.from_offset",
+            (list(batch_ids), list(topics)),
+        )
+        joined: list[_Range] = []
+        for *log, begin, end in cursor.fetchall():
+            if joined and joined[-1][:4] == tuple(log) and joined[-1][5] == begin:
+                begin = joined.pop()[4]
+            joined.append((*log, begin, end))
+    # A statement needs at least one: an empty one of no log.
+    return joined or [(0, "", 0, 0, 0, 0)]
 
 
 def _read(connection: Connection, query: str, parameters: Sequence[Any]) -> StoredRows:
