@@ -244,9 +244,8 @@ def _ranges(connection: Connection, topics: Sequence[str], batch_ids: Sequence[i
         )
         joined: list[_Range] = []
         for *log, begin, end in cursor.fetchall():
-            if joined and joined[-1][:4] == tuple(log) and joined[-1][5] == begin:
-                begin = joined.pop()[4]
-            joined.append((*log, begin, end))
+            follows = joined and joined[-1][:4] == tuple(log) and joined[-1][5] == begin
+            joined.append((*log, joined.pop()[4] if follows else begin, end))
     # A statement needs at least one: an empty one of no log.
     return joined or [(0, "", 0, 0, 0, 0)]
 
