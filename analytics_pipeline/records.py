@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Literal, NewType
+from typing import Literal
 
 AssetName = Literal["raw_events", "normalized_measurements", "window_aggregates", "anomalies", "kpis"]
 DerivedName = Literal["normalized_measurements", "window_aggregates", "anomalies", "kpis"]
@@ -26,8 +26,6 @@ HOUR_US = HOUR_S * 1_000_000
 HOUR = timedelta(hours=1)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
-
-TimeUs = NewType("TimeUs", int)
 
 
 def to_us(moment: datetime) -> int:
@@ -54,31 +52,6 @@ class OffsetRange:
     partition: int
     from_offset: int
     to_offset: int
-
-
-@dataclass(frozen=True, slots=True)
-class PartitionOffset:
-    """Where one partition stands: the next offset to read, and the marks its watermark is made of."""
-
-    topic: str
-    partition: int
-    epoch: int
-    next_offset: int
-    kafka_topic_id: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RawMessage:
-    """One Kafka message as it came, before anything judged it."""
-
-    topic: str
-    epoch: int
-    partition: int
-    offset: int
-    kafka_time_us: int
-    value: bytes | None
-    key: bytes | None
-    headers: list[tuple[str, bytes | None]] | None
 
 
 @dataclass(frozen=True, slots=True)
