@@ -183,7 +183,7 @@ def add_raw_counts(connection: Connection, counts: Iterable[tuple[datetime, str,
 
 
 #: Pairs with something to do: marks that no quarantine has judged already.
-_ACTIONABLE = (
+ACTIONABLE = (
     "FROM (SELECT hour, asset, domain, count(*) AS marks, max(mark_id) AS newest, "
     "min(created_at) AS oldest_at, max(created_at) AS newest_at FROM pending_mark GROUP BY 1, 2, 3) m "
     "LEFT JOIN partition_state s USING (hour, asset, domain) "
@@ -196,7 +196,7 @@ def pending(connection: Connection) -> list[PendingHour]:
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT m.hour, array_agg(DISTINCT m.asset), array_agg(DISTINCT m.domain), sum(m.marks)::bigint, "
-            f"min(m.oldest_at), max(m.newest_at) {_ACTIONABLE} GROUP BY m.hour ORDER BY m.hour"
+            f"min(m.oldest_at), max(m.newest_at) {ACTIONABLE} GROUP BY m.hour ORDER BY m.hour"
         )
         return [
             PendingHour(
@@ -214,5 +214,5 @@ def pending(connection: Connection) -> list[PendingHour]:
 def pending_count(connection: Connection) -> int:
     """How many (asset, hour, domain) wait: what backpressure is measured by."""
     with connection.cursor() as cursor:
-        cursor.execute(f"SELECT count(*) {_ACTIONABLE}")
+        cursor.execute(f"SELECT count(*) {ACTIONABLE}")
         return int(cursor.fetchone()[0])

@@ -8,6 +8,7 @@ from typing import Any
 
 from analytics_pipeline.records import DERIVED
 from analytics_pipeline.storage.engine import Connection
+from analytics_pipeline.storage.ledger import ACTIONABLE
 
 DEAD_LETTER_REASONS_SHOWN = 10
 
@@ -123,10 +124,8 @@ def read_partitions(conn: Connection) -> tuple[PartitionLag, ...]:
 def _waiting(conn: Connection) -> tuple[Waiting, ...]:
     with conn.cursor() as cursor:
         cursor.execute(
-            "SELECT asset, count(DISTINCT hour), count(*), sum(marks)::bigint, min(oldest) FROM "
-            "(SELECT asset, hour, domain, count(*) AS marks, min(created_at) AS oldest, max(mark_id) AS newest "
-            "FROM pending_mark GROUP BY 1, 2, 3) m LEFT JOIN partition_state s USING (asset, hour, domain) "
-            "WHERE s.status IS DISTINCT FROM 'quarantined' OR m.newest > s.evaluated_mark_id GROUP BY asset"
+            "SELECT m.asset, count(DISTINCT m.hour), count(*), sum(m.marks)::bigint, min(m.oldest_at) "
+            f"{ACTIONABLE} GROUP BY m.asset"
         )
         waiting = [Waiting(*row) for row in cursor.fetchall()]
     return tuple(sorted(waiting, key=lambda one: DERIVED.index(one.asset)))

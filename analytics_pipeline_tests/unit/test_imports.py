@@ -96,4 +96,6 @@ def test_only_settings_and_what_starts_processes_read_the_environment(path: Path
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv")
     ]
-    assert not reads or layer_of(path) in ("settings", "embedded", "cli") or "GX_" in path.read_text()
+    # The gate tells Great Expectations, which reads nothing else, to keep to itself.
+    allowed = layer_of(path) in ("settings", "embedded", "cli") or path == PACKAGE / "quality" / "gates.py"
+    assert allowed or not reads
