@@ -14,6 +14,7 @@ REPOSITORY = "__repository__"
 JOB = "__ASSET_JOB"
 
 FINISHED = {"SUCCESS", "FAILURE", "CANCELED"}
+BACKFILL_ENDS = ("COMPLETED", "FAILED", "CANCELED")
 POLL_S = 0.25
 
 
@@ -125,18 +126,23 @@ class Ui:
             f"the end of run {run_id}",
         )
 
+    def backfill_status(self, backfill_id: str) -> str:
+        """REQUESTED, COMPLETED_SUCCESS …"""
+        data = self.ask(
+            "query($b: String!) { partitionBackfillOrError(backfillId: $b) { ... on PartitionBackfill "
+            "{ status error { message } } } }",
+            b=backfill_id,
+        )["partitionBackfillOrError"]
+        return str(data["status"])
+
     def wait_backfill(self, backfill_id: str, timeout_s: float = 90) -> str:
         """Wait until a backfill has ended, and return its status."""
 
-        def status() -> str | None:
-            data = self.ask(
-                "query($b: String!) { partitionBackfillOrError(backfillId: $b) { ... on PartitionBackfill "
-                "{ status error { message } } } }",
-                b=backfill_id,
-            )["partitionBackfillOrError"]
-            return str(data["status"]) if data["status"].startswith(("COMPLETED", "FAILED", "CANCELED")) else None
+        def ended() -> str | None:
+            status = self.backfill_status(backfill_id)
+            return status if status.startswith(BACKFILL_ENDS) else None
 
-        return wait_for(status, timeout_s, f"the end of backfill {backfill_id}")
+        return str(wait_for(ended, timeout_s, f"the end of backfill {backfill_id}"))
 
     def materialization(self, asset: str, key: str) -> dict[str, Any] | None:
         """The latest materialization of a partition: its run and its metadata by label."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from analytics_pipeline.embedded import forget_connections
-from benchmarks import backfill, freshness, history, memory, throughput
+from benchmarks import backfill, freshness, history, isolation, memory, throughput
 from benchmarks.report import RESULTS_DIR, Figure, Report, Say
 from benchmarks.stack import ROOT, SERVERS, ServerMissingError, Stack, running
 
@@ -26,6 +26,7 @@ TABLE_COLUMNS = 100
 BENCHMARKS: dict[str, Callable[[Stack, Say, bool], list[Figure]]] = {
     "throughput": throughput.run,
     "freshness": freshness.run,
+    "isolation": isolation.run,
     "history": history.run,
     "backfill": backfill.run,
     "memory": memory.run,

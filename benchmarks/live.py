@@ -1,0 +1,227 @@
+"""The whole stack as ``analytics-pipeline up`` starts it, fed at a set rate and watched from outside.
+
+The database is the benchmark's, the rest of the stack its own. Measures nothing by itself.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+from sqlalchemy import Engine
+
+from analytics_pipeline.cli._smoke_data import Kind
+from analytics_pipeline.cli._smoke_watch import Sent, Watcher
+from analytics_pipeline.embedded import Managed, PreferredPorts, Supervisor
+from analytics_pipeline.embedded import Stack as EmbeddedStack
+from analytics_pipeline.embedded.ports import choose_port
+from analytics_pipeline.records import hour_of
+from analytics_pipeline.settings import Settings
+from analytics_pipeline.storage.engine import connection, engine_for
+from analytics_pipeline.storage.ledger import pending_count
+from benchmarks.kafka import PARTITIONS, create_topic, partition_of, produce_paced
+from benchmarks.payloads import TOPIC, Stream
+from benchmarks.pipeline import migrated
+from benchmarks.report import Figure, Say
+from benchmarks.stack import ROOT, Stack
+
+#: The factory that the watcher counts in the KPIs.
+FACTORY, WARM_FACTORY = "live", "warm"
+WARM_EVENTS, WARM_RATE_PER_S = 200, 100
+SETTLE_TIMEOUT_S = 180.0
+POLL_S = 0.5
+PORTS = PreferredPorts(postgres=0, broker=27192, valkey=27379, webserver=27330, code_server=27400)
+
+Fill = Callable[[dict[str, Any]], None]
+
+
+class NamedSupervisor(Supervisor):
+    """Remembers its children by name, so that their memory can be looked at."""
+
+    def __init__(self, log_dir: Path) -> None:
+        super().__init__(log_dir)
+        self.named: dict[str, Managed] = {}
+
+    def start(self, name: str, argv: Sequence[str], **more: Any) -> Managed:
+        """As the supervisor does."""
+        self.named[name] = super().start(name, argv, **more)
+        return self.named[name]
+
+
+class PipelineStack(EmbeddedStack):
+    """What ``up`` starts, but for PostgreSQL: the database is on a server that runs already."""
+
+    def start_servers(self) -> None:
+        """The broker and Valkey."""
+        self.state_dir.mkdir(parents=True, exist_ok=True)
+        self.broker.start(self.state_dir, choose_port(PORTS.broker).port)
+        self.valkey.start(self.state_dir, choose_port(PORTS.valkey).port)
+
+
+@dataclass(frozen=True)
+class Ages:
+    """Seconds from the Kafka timestamp until the raw row and until the KPIs, a message each."""
+
+    raw_s: Sequence[float]
+    kpi_s: Sequence[float]
+    producer_behind_s: float
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of live messages, by their places among all that were sent."""
+
+    first: int
+    last: int
+    producer_behind_s: float
+
+
+@dataclass
+class Live:
+    """The stack under measurement, and what was sent to it so far. Make it with ``running_live``."""
+
+    stack: PipelineStack
+    supervisor: NamedSupervisor
+    engine: Engine
+    sent: list[Sent] = field(default_factory=list)
+    _next_offsets: list[int] = field(default_factory=lambda: [0] * PARTITIONS)
+
+    def phase(self, rate_per_s: float, duration_s: int) -> Phase:
+        """Send live messages at a rate, by wall clock."""
+        first = len(self.sent)
+        sent, behind_s = self._send(rate_per_s, round(rate_per_s * duration_s), FACTORY)
+        self.sent += sent
+        return Phase(first, len(self.sent), behind_s)
+
+    def warm_up(self) -> None:
+        """A few messages go all the way, so that nothing is done for the first time later."""
+        self._send(WARM_RATE_PER_S, WARM_EVENTS, WARM_FACTORY)
+        self.settle()
+
+    def settle(self) -> None:
+        """Return when all of it was drained and nothing is pending.
+
+        Raises:
+            RuntimeError: that took too long.
+        """
+        deadline = time.monotonic() + SETTLE_TIMEOUT_S
+        while left := self._left():
+            self.stack.revive()
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{left} messages and pairs are left after {SETTLE_TIMEOUT_S:.0f} s")
+            time.sleep(POLL_S)
+
+    def wait_seen(self, watcher: Watcher) -> None:
+        """Return when the watcher saw the KPIs count every live message, whatever else is pending.
+
+        Raises:
+            RuntimeError: that took too long.
+        """
+        deadline = time.monotonic() + SETTLE_TIMEOUT_S
+        while not all(map(math.isfinite, watcher.freshness_kpi_s(self.sent))):
+            self.stack.revive()
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the KPIs do not count every message after {SETTLE_TIMEOUT_S:.0f} s")
+            time.sleep(POLL_S)
+
+    def watch(self) -> Watcher:
+        """Begin to look; the caller stops it."""
+        watcher = Watcher(self.engine, TOPIC)
+        watcher.start()
+        return watcher
+
+    def ages(self, watcher: Watcher, phases: Sequence[Phase]) -> list[Ages]:
+        """Of each phase that the watcher saw, from the first message on.
+
+        The KPIs of an hour count on from phase to phase, so that all messages are looked at together.
+        """
+        raw_s, kpi_s = watcher.freshness_raw_s(self.sent), watcher.freshness_kpi_s(self.sent)
+        return [Ages(raw_s[p.first : p.last], kpi_s[p.first : p.last], p.producer_behind_s) for p in phases]
+
+    def _send(self, rate_per_s: float, count: int, factory: str) -> tuple[list[Sent], float]:
+        stream = Stream(datetime.now(UTC), rate_per_s, count, factory=factory)
+        paced = produce_paced(self.stack.broker.bootstrap_servers, stream)
+        sent = []
+        kind: Kind = "live" if factory == FACTORY else "warm"
+        for number, (key, _) in enumerate(stream.messages()):
+            partition = partition_of(key)
+            hour = hour_of(stream.start + timedelta(seconds=number / rate_per_s))
+            offset = self._next_offsets[partition]
+            sent.append(Sent(kind, hour, partition, offset, paced.kafka_times_s[number]))
+            self._next_offsets[partition] = offset + 1
+        return sent, paced.behind_s
+
+    def _left(self) -> int:
+        with connection(self.engine) as conn, conn.cursor() as cursor:
+            cursor.execute("SELECT coalesce(sum(next_offset), 0) FROM kafka_offset WHERE topic = %s", [TOPIC])
+            return sum(self._next_offsets) - int(cursor.fetchone()[0]) + pending_count(conn)
+
+
+@contextmanager
+def running_live(stack: Stack, name: str, say: Say, fill: Fill | None = None) -> Iterator[Live]:
+    """Start everything on a database of its own, warm; stop it afterwards.
+
+    Args:
+        name: of the database.
+        fill: called with the migrated database, before anything runs on it.
+    """
+    state_dir = stack.state_dir / "pipeline"
+    shutil.rmtree(state_dir, ignore_errors=True)
+    with stack.database(name) as database:
+        supervisor = NamedSupervisor(state_dir / "log")
+        try:
+            live = _start(stack, supervisor, database, say, fill)
+            live.warm_up()
+            say("warm: the first messages are in the KPIs")
+            yield live
+            live.engine.dispose()
+        finally:
+            supervisor.close()
+
+
+def _start(
+    stack: Stack, supervisor: NamedSupervisor, database: dict[str, Any], say: Say, fill: Fill | None
+) -> Live:
+    extra = {
+        "DB_HOST": database["host"],
+        "DB_PORT": str(database["port"]),
+        "DB_USER": database["user"],
+        "DB_PASSWORD": database["password"],
+        "DB_NAME": database["dbname"],
+    }
+    state_dir = supervisor.log_dir.parent
+    pipeline = PipelineStack(supervisor, state_dir, ROOT / "dagster.yaml", ports=PORTS, say=say, extra_env=extra)
+    pipeline.start_servers()
+    create_topic(pipeline.broker.bootstrap_servers)
+    settings: Settings = migrated(stack, database, pipeline.broker.bootstrap_servers)
+    if fill:
+        fill(database)
+        stack.checkpoint()
+    pipeline.start_pipeline()
+    say("the stack runs")
+    return Live(pipeline, supervisor, engine_for(settings))
+
+
+def percentile_figures(
+    name: str, values: Sequence[float], goal_p95_s: float | None, detail: dict[str, Any]
+) -> list[Figure]:
+    """p50 and p95 in seconds.
+
+    Raises:
+        RuntimeError: a message was never seen.
+    """
+    if not all(map(math.isfinite, values)):
+        raise RuntimeError(f"{name}: some messages were never seen")
+    cuts = quantiles(values, n=100, method="inclusive")
+    return [
+        Figure(f"{name}, p50", cuts[49], "s", detail={**detail, "events": len(values), "max_s": max(values)}),
+        Figure(f"{name}, p95", cuts[94], "s", goal_p95_s, "at_most"),
+    ]
