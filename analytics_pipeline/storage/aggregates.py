@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 import polars as pl
 
-from analytics_pipeline.records import HOUR, from_us, to_us
+from analytics_pipeline.records import from_us, to_us
 from analytics_pipeline.stages.windows import WINDOW_SCHEMA
 from analytics_pipeline.storage.binary_copy import FixedTable, PgType, copy_out, copy_out_with_payload
 from analytics_pipeline.storage.engine import Connection
@@ -192,14 +192,3 @@ def final_until(connection: Connection, domain: str) -> datetime | None:
         cursor.execute("SELECT final_until FROM domain_watermark WHERE domain = %s", (domain,))
         row = cursor.fetchone()
     return row[0] if row else None
-
-
-def count_hour(connection: Connection, domain: str, hour: datetime) -> int:
-    """Windows of every size that a domain's hour holds."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            f"SELECT count(*) FROM window_aggregates w JOIN measurement_series s ON {BY_SERIES.format('w')} "
-            "WHERE s.domain = %s AND w.bucket_start >= %s AND w.bucket_start < %s",
-            (domain, hour, hour + HOUR),
-        )
-        return int(cursor.fetchone()[0])

@@ -123,9 +123,8 @@ class WindowStep:
         name = work.domain.name
         final_until = aggregates.final_until(work.connection, name)
         done = aggregates.replace(work.connection, name, frame, scope, final_until)
-        held = work.state.rows + done.added - done.removed
-        if work.scope is None:
-            held = aggregates.count_hour(work.connection, name, work.hour)
+        # The whole hour is what was computed; before PostgreSQL 18, counting it reads every window ever stored.
+        held = frame.height if work.scope is None else work.state.rows + done.added - done.removed
         base_s = work.settings.base_window_s
         changed = sorted((start - to_us(work.hour)) // 1_000_000 for size, start in done.changed if size == base_s)
         marks: list[Mark] = []
