@@ -106,7 +106,7 @@ FROM event_rollups r LEFT JOIN domain_watermark w USING (domain);
 CREATE OR REPLACE VIEW worker_checkpoints AS
 SELECT s.value AS consumer_group,
        o.topic, o.partition, o.epoch, o.next_offset,
-       greatest(o.high_offset - o.next_offset, 0) AS lag,
+       CASE WHEN o.high_offset IS NOT NULL THEN greatest(o.high_offset - o.next_offset, 0) END AS lag,
        o.watermark_time, o.updated_at
 FROM kafka_offset o JOIN pipeline_setting s ON s.name = 'consumer_group';
 

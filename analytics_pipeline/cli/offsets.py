@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 
 
 def show(as_json: AsJson = False) -> None:
-    """Show the next offset of every partition, and its lag as of the last drain."""
+    """Show the next offset of every partition, and its lag as of the last tick."""
     from analytics_pipeline.settings import load_settings
     from analytics_pipeline.storage.overview import read_partitions
 

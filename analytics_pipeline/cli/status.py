@@ -20,14 +20,15 @@ def register(app: typer.Typer) -> None:
 
 
 def status(as_json: AsJson = False) -> None:
-    """Show how the pipeline stands, from the database: lag is as of the last drain."""
+    """Show how the pipeline stands, from the database: lag is as of the last tick."""
     from analytics_pipeline.settings import load_settings
     from analytics_pipeline.storage.overview import read_overview
 
     with open_database(load_settings()) as conn:
         overview = read_overview(conn)
     if as_json:
-        lag = sum(partition.lag_messages or 0 for partition in overview.partitions)
+        lags = [partition.lag_messages for partition in overview.partitions]
+        lag = None if None in lags else sum(filter(None, lags))
         pending = sum(waiting.pairs for waiting in overview.waiting)
         print_json({"lag_messages": lag, "pending_pairs": pending, "overview": overview})
         return
@@ -43,7 +44,7 @@ def _parts(seen: Overview) -> Iterator[Table | str]:
         yield f"windows of {domain} are final up to {age(moment, now)}"
     if seen.partitions:
         yield table(
-            "Lag, as of the last drain",
+            "Lag, as of the last tick",
             ("topic", "partition", "next offset", "lag", "moved"),
             [
                 (p.topic, p.partition, p.next_offset, p.lag_messages, age(p.updated_at, now))

@@ -78,9 +78,21 @@ class Drain:
         except BaseException:
             self._reader.forget()
             raise
-        lag = 0 if self._reader.at_end else self._reader.lag()
-        reason = None if total[1] else "no new messages"
-        return DrainOutcome(*total, lag, reason, time.monotonic() - started)
+        lag = self._logs.record_ends(self._reader.ends())
+        return DrainOutcome(*total, lag, None if total[1] else self._idle(), time.monotonic() - started)
+
+    def look(self) -> int:
+        """Drain nothing, but see how much waits; returns the lag in messages.
+
+        Raises:
+            BrokerUnreachableError: no answer.
+        """
+        self._logs.prepare(self._domains.topics)
+        return self._logs.record_ends(self._reader.ask_ends())
+
+    def _idle(self) -> str:
+        missing = self._logs.missing
+        return f"Kafka has no topic {', '.join(missing)}" if missing else "no new messages"
 
     def close(self) -> None:
         """Let go of Kafka."""

@@ -5,11 +5,13 @@ Every step is written down before anything is read from it: never a silent reset
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import structlog
 from sqlalchemy import Engine
 
 from analytics_pipeline.settings import Settings
-from analytics_pipeline.sources.kafka import LogReader, OffsetOutOfRangeError, Position, TopicInfo
+from analytics_pipeline.sources.kafka import LogEnd, LogReader, OffsetOutOfRangeError, Position, TopicInfo
 from analytics_pipeline.storage import offsets
 from analytics_pipeline.storage.engine import Connection, connection
 from analytics_pipeline.storage.offsets import Gap, StoredOffset
@@ -26,10 +28,13 @@ class LogKeeper:
         self._settings = settings
         self._engine = engine
         self._reader = reader
+        #: Topics that Kafka did not have when it was asked last.
+        self.missing: tuple[str, ...] = ()
 
     def prepare(self, topics: tuple[str, ...]) -> Stored:
         """Record what is new, assign the reader, and return the offsets that it reads from."""
         described = self._reader.describe(topics)
+        self.missing = tuple(topic for topic in topics if topic not in described)
         with connection(self._engine) as conn:
             stored = offsets.read_offsets(conn, topics)
             if self._record_new(conn, described, stored):
@@ -38,6 +43,13 @@ class LogKeeper:
         alive = {key: row for key, row in stored.items() if key[1] in _partitions(described, key[0])}
         self._reader.assign({key: Position(row.epoch, row.next_offset) for key, row in alive.items()})
         return stored
+
+    def record_ends(self, ends: Mapping[tuple[str, int], LogEnd]) -> int:
+        """Keep the ends of the logs for those who look at the lag; returns the lag in messages."""
+        with connection(self._engine) as conn:
+            offsets.record_high_offsets(conn, [(*key, end.epoch, end.high_offset) for key, end in ends.items()])
+            conn.commit()
+        return sum(end.lag_messages for end in ends.values())
 
     def _record_new(self, conn: Connection, described: dict[str, TopicInfo], stored: Stored) -> bool:
         changed = False

@@ -32,8 +32,9 @@ class Cursor:
 
     @classmethod
     def parse(cls, text: str | None) -> Cursor:
-        """From the sensor's cursor; anything unreadable begins anew, which reports twice and loses nothing."""
-        parts = (text or "").split("|")
+        """From the sensor's cursor, whatever words for people follow it; anything unreadable begins anew, which
+        reports twice and loses nothing."""
+        parts = (text or "").partition(" ")[0].split("|")
         try:
             if len(parts) == 3:
                 return cls(int(parts[0]), int(parts[1]), hour_of_key(parts[2]))

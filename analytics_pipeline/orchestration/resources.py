@@ -76,12 +76,19 @@ class Pipeline:
 
     def drain(self, now: datetime) -> DrainOutcome:
         """One tick of this process's drain, which keeps its Kafka assignment from tick to tick."""
+        return self._drain().tick(now)
+
+    def look(self) -> int:
+        """Instead of a drain: the messages that wait in Kafka."""
+        return self._drain().look()
+
+    def _drain(self) -> Drain:
         from analytics_pipeline.flow.drain import Drain
 
         pid = os.getpid()
         if pid not in self._drains:
             self._drains[pid] = Drain(self.settings, self.engine, self.domains)
-        return self._drains[pid].tick(now)
+        return self._drains[pid]
 
     def close(self) -> None:
         """Let go of Kafka. For processes that go on without the pipeline, as tests do."""

@@ -102,7 +102,8 @@ def tick(
     return SensorResult(
         run_requests=requests,
         skip_reason=None if requests else words,
-        cursor=str(selection.cursor),
+        # Dagster shows no words beside a tick that asks for runs, but it shows the cursor.
+        cursor=f"{selection.cursor} {words}",
         asset_events=events(selection, totals),
     )
 
@@ -112,14 +113,14 @@ def _drain(pipeline: Pipeline, now: datetime) -> str:
     with pipeline.connection() as conn:
         waiting = pending_count(conn)
     limit = pipeline.settings.backpressure_pending
-    if waiting > limit:
-        return (
-            f"paused by backpressure: {waiting} pending, limit {limit} (BACKPRESSURE_PENDING); "
-            "Kafka keeps the rest"
-        )
     if not DRAIN_LOCK.acquire(blocking=False):
         return "an earlier tick is still draining"
     try:
+        if waiting > limit:
+            return (
+                f"paused by backpressure: {waiting} pending, limit {limit} (BACKPRESSURE_PENDING); "
+                f"Kafka keeps the rest, lag {pipeline.look()}"
+            )
         outcome = pipeline.drain(now)
     except PipelineError as error:
         # What is pending goes on without the broker.

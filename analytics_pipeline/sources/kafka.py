@@ -67,6 +67,19 @@ class Position:
     next_offset: int
 
 
+@dataclass(frozen=True, slots=True)
+class LogEnd:
+    """Where the log of a partition ends (``high_offset``), and where we are in it."""
+
+    epoch: int
+    next_offset: int
+    high_offset: int
+
+    @property
+    def lag_messages(self) -> int:
+        return self.high_offset - self.next_offset
+
+
 class LogReader:
     """Reads the logs of some topics. Not thread-safe; one per process."""
 
@@ -125,15 +138,27 @@ class LogReader:
             raise self._unreachable(str(error)) from error
         return int(low), int(high)
 
-    def lag(self) -> int:
-        """Messages known to wait beyond our positions, from what the last fetches told."""
-        waiting = 0
+    def ends(self) -> dict[TopicPartitionKey, LogEnd]:
+        """How far we are in each assigned log, and its end, as the last fetches told."""
+        ends = {}
         for key, position in self._positions.items():
-            if key in self._at_end:
-                continue
-            _, high = self._client().get_watermark_offsets(TopicPartition(*key), cached=True)
-            waiting += max(0, int(high) - position.next_offset)
-        return waiting
+            high = position.next_offset
+            if key not in self._at_end:
+                _, cached = self._client().get_watermark_offsets(TopicPartition(*key), cached=True)
+                high = max(high, int(cached))
+            ends[key] = LogEnd(position.epoch, position.next_offset, high)
+        return ends
+
+    def ask_ends(self) -> dict[TopicPartitionKey, LogEnd]:
+        """The same, asked of the broker: for when nothing is fetched.
+
+        Raises:
+            BrokerUnreachableError: no answer.
+        """
+        return {
+            key: LogEnd(at.epoch, at.next_offset, max(at.next_offset, self.bounds(*key)[1]))
+            for key, at in self._positions.items()
+        }
 
     # ------------------------------------------------------------------ reading
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -113,16 +113,19 @@ def move(connection: Connection, moves: Iterable[OffsetMove]) -> None:
                 )
 
 
-def record_high_offsets(connection: Connection, ends: Mapping[tuple[str, int], int]) -> None:
-    """The ends of the logs as last seen, for lag."""
+def record_high_offsets(connection: Connection, ends: Iterable[tuple[str, int, int, int]]) -> None:
+    """The ends of the logs as last seen, for lag: topic, partition, epoch, end."""
+    rows = list(ends)
+    if not rows:
+        return
     with connection.cursor() as cursor:
         execute_values(
             cursor,
-            "UPDATE kafka_offset o SET high_offset = v.high FROM (VALUES %s) v (topic, partition, high) "
-            "WHERE o.topic = v.topic AND o.partition = v.partition "
+            "UPDATE kafka_offset o SET high_offset = v.high FROM (VALUES %s) v (topic, partition, epoch, high) "
+            "WHERE o.topic = v.topic AND o.partition = v.partition AND o.epoch = v.epoch "
             "AND o.high_offset IS DISTINCT FROM v.high",
-            [(topic, partition, high) for (topic, partition), high in ends.items()],
-            template="(%s::text, %s::int, %s::bigint)",
+            rows,
+            template="(%s::text, %s::int, %s::int, %s::bigint)",
         )
 
 

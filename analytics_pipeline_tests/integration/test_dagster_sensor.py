@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -68,7 +69,9 @@ def test_a_tick_reports_what_it_drained_and_asks_for_a_live_run(
     materializations = [event for event in result.asset_events if isinstance(event, AssetMaterialization)]
     assert {one.partition for one in materializations} == {key_of(CURRENT)}
     assert sum(one.metadata["rows_written"].value for one in materializations) == 3
-    assert result.cursor == str(query(pipeline, "SELECT max(batch_id) FROM ingest_batch")[0][0])
+    batch, drained = str(result.cursor).split(" ", 1)
+    assert batch == str(query(pipeline, "SELECT max(batch_id) FROM ingest_batch")[0][0])
+    assert re.match(r"drained 4 messages in \d+\.\d\d s \(3 rows, 1 dead letters\), lag 0", drained)
 
 
 def test_nothing_is_reported_twice_and_an_asked_hour_is_not_asked_again(
@@ -133,6 +136,35 @@ def test_a_paused_tick_without_requests_says_that_it_is_paused(
         first = tick(pipeline, instance, None, NOW)
         second = tick(pipeline, instance, first.cursor, NOW + timedelta(seconds=5))
         assert words(second).startswith("paused by backpressure: 2 pending, limit 1")
+        assert query(pipeline, "SELECT sum(lag) FROM worker_checkpoints") == [(0,)]
+    finally:
+        pipeline.close()
+
+
+def test_lag_grows_while_the_drain_is_paused(
+    settings: Settings, registry: Registry, instance: DagsterInstance, producer: Producer, topic: str
+) -> None:
+    pipeline = Pipeline(settings.model_copy(update={"backpressure_pending": 0}), registry)
+    try:
+        send(producer, topic, [reading(NOW)])
+        first = tick(pipeline, instance, None, NOW)
+        for second in range(5):  # one by one: the embedded broker shows the end of its log less the last batch
+            send(producer, topic, [reading(NOW + timedelta(seconds=second))])
+        paused = tick(pipeline, instance, first.cursor, NOW + timedelta(seconds=5))
+        ((lag,),) = query(pipeline, "SELECT sum(lag) FROM worker_checkpoints")
+        assert 4 <= lag <= 5
+        assert f"Kafka keeps the rest, lag {lag}" in words(paused)
+    finally:
+        pipeline.close()
+
+
+def test_a_topic_that_is_not_there_is_named(
+    settings: Settings, registry: Registry, instance: DagsterInstance
+) -> None:
+    pipeline = Pipeline(settings, registry.with_topics({"test.not.there": "sensor"}))
+    try:
+        result = tick(pipeline, instance, None, NOW)
+        assert words(result) == "idle: Kafka has no topic test.not.there"
     finally:
         pipeline.close()
 

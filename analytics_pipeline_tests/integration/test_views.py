@@ -20,12 +20,20 @@ def db(bare_settings: Settings) -> Settings:
     return bare_settings
 
 
-def place(db: Settings, partition: int, watermark: str | None, last_kafka: str | None, topic: str = TOPIC) -> None:
+def place(
+    db: Settings,
+    partition: int,
+    watermark: str | None,
+    last_kafka: str | None,
+    topic: str = TOPIC,
+    high: int | None = 15,
+) -> None:
     fetch(
         db,
         "INSERT INTO kafka_offset (topic, partition, epoch, next_offset, high_offset, watermark_time, "
-        "last_kafka_time) VALUES (%s, %s, 1, 10, 15, %s, %s)",
-        topic, partition, watermark and f"2026-01-01 {watermark}Z", last_kafka and f"2026-01-01 {last_kafka}Z",
+        "last_kafka_time) VALUES (%s, %s, 1, 10, %s, %s, %s)",
+        topic, partition, high,
+        watermark and f"2026-01-01 {watermark}Z", last_kafka and f"2026-01-01 {last_kafka}Z",
     )  # fmt: skip
 
 
@@ -119,6 +127,11 @@ def test_checkpoints_show_group_and_lag(db: Settings) -> None:
     place(db, 0, None, None)
     rows = fetch(db, "SELECT consumer_group, topic, partition, next_offset, lag FROM worker_checkpoints")
     assert rows == [("analytics-pipeline.v1", TOPIC, 0, 10, 5)]
+
+
+def test_a_lag_that_is_not_known_is_not_zero(db: Settings) -> None:
+    place(db, 0, None, None, high=None)
+    assert fetch(db, "SELECT lag FROM worker_checkpoints") == [(None,)]
 
 
 def test_partition_status_tells_done_pending_failed_and_quarantined(db: Settings) -> None:
