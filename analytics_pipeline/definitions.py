@@ -14,6 +14,7 @@ from dagster import (
 )
 
 from analytics_pipeline.orchestration.assets import build_assets
+from analytics_pipeline.orchestration.logs import configure_logs
 from analytics_pipeline.orchestration.resources import Pipeline
 from analytics_pipeline.orchestration.schedules import build_jobs, build_schedules
 from analytics_pipeline.orchestration.sensors import build_drain_sensor
@@ -41,4 +42,5 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> Definitio
         )
 
 
+configure_logs(load_settings().log_level)
 defs = build_defs()

@@ -7,12 +7,15 @@ them named one thing differently, both names work and the first one listed wins.
 from __future__ import annotations
 
 import json
+import os
 from datetime import UTC, datetime
 from functools import cached_property, reduce
 from math import gcd
+from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from dotenv import load_dotenv
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import URL
@@ -21,6 +24,7 @@ from analytics_pipeline.errors import SettingsError
 from analytics_pipeline.records import HOUR_S
 
 LATEST_PARTITION_YEARS = 10
+ENV_FILE = ".env"
 
 
 def _names(*names: str) -> AliasChoices:
@@ -41,7 +45,7 @@ class Settings(BaseSettings):
     """Read from the environment and from ``.env`` in the working directory; the environment wins."""
 
     model_config = SettingsConfigDict(
-        env_file=".env", extra="ignore", frozen=True, populate_by_name=True, arbitrary_types_allowed=True
+        env_file=ENV_FILE, extra="ignore", frozen=True, populate_by_name=True, arbitrary_types_allowed=True
     )
 
     # --- database
@@ -216,6 +220,17 @@ def variable_names(field: str) -> tuple[str, ...]:
 def known_variables() -> frozenset[str]:
     """Every environment variable that this project reads."""
     return frozenset(name for field in Settings.model_fields for name in variable_names(field))
+
+
+def adopt_working_directory() -> None:
+    """Make of the working directory what ``dagster dev`` makes of it: its ``.env`` joins the environment, which
+    wins, and where it has a ``dagster.yaml`` it is the Dagster home, unless ``DAGSTER_HOME`` names another.
+
+    For processes that Dagster's commands do not start. Its instance is configured from the environment alone.
+    """
+    load_dotenv(Path.cwd() / ENV_FILE)
+    if Path("dagster.yaml").is_file():
+        os.environ.setdefault("DAGSTER_HOME", str(Path.cwd()))
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -30,7 +30,7 @@ from dagster_celery.make_app import make_app
 from analytics_pipeline.orchestration import heartbeat
 from analytics_pipeline.orchestration.celery_settings import CELERY_CONFIG
 from analytics_pipeline.orchestration.tags import BACKFILL_QUEUE, LIVE_QUEUE
-from analytics_pipeline.settings import load_settings
+from analytics_pipeline.settings import adopt_working_directory, load_settings
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +45,7 @@ PRELOADED = (
     "dagster_postgres",
 )
 
+adopt_working_directory()
 _settings = load_settings()
 app: Celery = make_app(  # type: ignore[no-untyped-call]
     {
