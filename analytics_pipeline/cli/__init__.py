@@ -8,8 +8,11 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
+from pathlib import Path
+from typing import Annotated
 
 import typer
+from dotenv import load_dotenv
 
 from analytics_pipeline.errors import PipelineError
 
@@ -25,8 +28,18 @@ def build_app() -> typer.Typer:
     app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
     @app.callback()
-    def _root() -> None:
-        """Keeps sub-commands even while there is only one."""
+    def _root(
+        env_file: Annotated[
+            Path | None,
+            typer.Option(
+                help="Variables that win over all others: .state/environment leads to a running demo.",
+                exists=True,
+                dir_okay=False,
+            ),
+        ] = None,
+    ) -> None:
+        if env_file:
+            load_dotenv(env_file, override=True)
 
     for module in sorted(pkgutil.iter_modules(__path__), key=lambda found: found.name):
         if not module.name.startswith("_"):

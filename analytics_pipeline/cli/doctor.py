@@ -129,6 +129,8 @@ def _schema(settings: Settings, conn: Any) -> Finding:
 
 def _permissions(settings: Settings, conn: Any) -> Finding:
     """Whether this role may do what the pipeline does, asked of the server and not tried."""
+    if not _one(conn, "SELECT count(*) FROM pg_tables WHERE schemaname = %s", (settings.db_schema,)):
+        return Finding("permissions", "note", f"there is no table in {settings.db_schema} to have any on yet")
     missing = _one(
         conn,
         "SELECT string_agg(tablename || ' (' || privilege || ')', ', ' ORDER BY tablename, privilege) "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,9 @@ STATE_DIR = Path(".state")
 
 TICK_S = 0.1
 LOOK_EVERY_S = 5.0
+HOURS_PER_DAY = 24
+#: The live tail keeps so many hours pending: its own, and at the full hour the one before.
+LIVE_HOURS = 2
 
 _PROGRESS_SQL = """
 SELECT (SELECT coalesce(sum(rows), 0) FROM partition_state WHERE asset = 'raw_events'),
@@ -73,8 +77,9 @@ def _run(session: Session, screen: _Screen, *, stream: bool) -> None:
         _send_history(session, producer, screen)
     screen.say("starting workers, code location, daemon and web page (about 20 s)")
     session.stack.start_pipeline()
+    environment = session.stack.write_environment()
     screen.say("everything runs; Ctrl-C stops it all")
-    screen.console.print(_what_to_see(session), soft_wrap=True)
+    screen.console.print(_what_to_see(session, environment), soft_wrap=True)
     try:
         _stream(session, producer, screen, stream=stream)
     finally:
@@ -103,13 +108,19 @@ def _send_history(session: Session, producer: Producer, screen: _Screen) -> None
     with connection(session.engine) as conn, conn.cursor() as cursor:
         cursor.execute("SELECT EXISTS (SELECT FROM raw_events)")
         if cursor.fetchone()[0]:
-            screen.say("the database holds events already: going on from there, with a new epoch of the log")
+            screen.say(
+                "the database holds events already: going on from there. The broker's log begins anew, which is "
+                "recorded as a new epoch and a gap"
+            )
             return
     messages = list(demo.history(demo.load_flow(), datetime.now(UTC)))
     for payload in messages:
         producer.produce(demo.TOPIC, payload, key=demo.MAIN)
     producer.flush(30)
-    screen.say(f"sent {len(messages)} hourly readings of a real water flow, moved to end now")
+    screen.say(
+        f"sent {len(messages)} hourly readings of a real water flow, moved to end now: "
+        f"{len(messages) // HOURS_PER_DAY} days that are computed in the first minutes"
+    )
 
 
 def _stream(session: Session, producer: Producer, screen: _Screen, *, stream: bool) -> None:
@@ -117,7 +128,7 @@ def _stream(session: Session, producer: Producer, screen: _Screen, *, stream: bo
     from analytics_pipeline.cli import _demo_data as demo
 
     tail = demo.LiveTail(demo.load_flow(), datetime.now(UTC)) if stream else None
-    sent, look_at = 0, 0.0
+    sent, look_at, caught_up = 0, 0.0, False
     while True:
         if tail is not None:
             for machine, payload in tail.due(datetime.now(UTC)):
@@ -126,32 +137,44 @@ def _stream(session: Session, producer: Producer, screen: _Screen, *, stream: bo
         producer.poll(TICK_S)
         if time.monotonic() >= look_at:
             session.stack.revive()
-            screen.status.update(f"{sent:,} sent live; {_progress(session)}")
+            progress, pending = _progress(session)
+            screen.status.update(f"{sent:,} sent live; {progress}")
+            if not caught_up and pending <= LIVE_HOURS:
+                caught_up = True
+                screen.say(f"the history is computed: {progress}")
             look_at = time.monotonic() + LOOK_EVERY_S
         time.sleep(TICK_S)
 
 
-def _progress(session: Session) -> str:
+def _progress(session: Session) -> tuple[str, int]:
+    """In words, and the hours that are pending."""
     from analytics_pipeline.storage.engine import connection
 
     with connection(session.engine) as conn, conn.cursor() as cursor:
         cursor.execute(_PROGRESS_SQL)
         raw, dead, hours, kpis = cursor.fetchone()
-    return f"{raw:,} raw, {dead:,} dead letters, {kpis:,} KPIs, {hours:,} hours pending"
+    return f"{raw:,} raw, {dead:,} dead letters, {kpis:,} KPIs, {hours:,} hours pending", hours
 
 
-def _what_to_see(session: Session) -> str:
+def _near(path: Path) -> Path:
+    """As a person in this folder would write it."""
+    absolute = path.absolute()
+    return absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute
+
+
+def _what_to_see(session: Session, environment: Path) -> str:
     stack = session.stack
     location = f"{stack.web_url}/locations/analytics_pipeline"
     database = f"{stack.postgres.host}:{stack.postgres.port}/{session.settings.db_name}"
     lines = (
         ("Dagster", stack.web_url),
-        ("how data flows, live", f"{stack.web_url}/asset-groups"),
+        ("how data flows, live", f"{stack.web_url}/assets/kpis?view=lineage&lineageScope=upstream&lineageDepth=5"),
         ("the drain, every 5 s", f"{location}/sensors/drain_kafka"),
         ("recompute hours", f"{stack.web_url}/assets/kpis, button Materialize"),
         ("results", f"postgresql://{session.settings.db_user}@{database}, views analytics.analytics_agg, _kpi, …"),
-        ("", f"password: {stack.state_dir}/postgres/superuser.password"),
+        ("", f"the password is in {_near(environment)}"),
+        ("status", f"{_near(Path(sys.argv[0]))} --env-file {_near(environment)} status"),
         ("Kafka", f"{stack.broker.bootstrap_servers}, topics {', '.join(session.registry.topics)}"),
-        ("logs", f"{stack.supervisor.log_dir}"),
+        ("logs", str(_near(stack.supervisor.log_dir))),
     )
     return "\n" + "\n".join(f"  [bold]{what:22}[/]{where}" for what, where in lines) + "\n"

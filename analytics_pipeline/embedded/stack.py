@@ -6,6 +6,7 @@ Starts the pipeline's processes by their command lines alone; imports nothing of
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import socket
 import sys
@@ -115,6 +116,14 @@ class Stack:
             "PYTHONUNBUFFERED": "1",
             **self._extra_env,
         }
+
+    def write_environment(self) -> Path:
+        """The environment as a file, for commands that are to find this stack; it holds the password."""
+        path = self.state_dir / "environment"
+        path.touch(mode=0o600)
+        lines = (f"{name}={shlex.quote(value)}\n" for name, value in self.environment.items())
+        path.write_text("".join(lines), encoding="utf-8")
+        return path
 
     @property
     def dagster_home(self) -> Path:

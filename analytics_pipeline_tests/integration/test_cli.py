@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -151,6 +152,22 @@ def test_status_shows_lag_pending_quarantine_failures_gaps_and_dead_letters(drai
     assert seen["open_gaps"] == 1
     for words in (topic[:12], "Pending", "Quarantined", "disk full", "1 open gaps"):
         assert words in succeed("status")
+
+
+def test_status_says_how_much_waits_in_kafka_and_null_where_nobody_knows(drained: Settings) -> None:
+    assert json.loads(succeed("status", "--json"))["lag_messages"] == 0
+    fetch(drained, "UPDATE kafka_offset SET high_offset = NULL WHERE partition = 0")
+    assert json.loads(succeed("status", "--json"))["lag_messages"] is None
+
+
+def test_a_file_of_variables_wins_over_the_environment(
+    drained: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "environment"
+    file.write_text(f"DB_NAME='{drained.db_name}'\n")
+    monkeypatch.setenv("DB_NAME", "not_this_one")
+    assert "not_this_one" in refuse("status")
+    assert "Lag" in succeed("--env-file", str(file), "status")
 
 
 # ---------------------------------------------------------------------- offsets

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -36,6 +37,12 @@ def test_up_serves_the_page_streams_data_and_leaves_no_process_on_sigterm(state_
         assert page, out_file.read_text()
         with urllib.request.urlopen(f"{page[1]}/server_info", timeout=10) as answer:
             assert answer.status == 200
+        found = subprocess.run(
+            [*command, "--env-file", str(state / "environment"), "doctor"],
+            capture_output=True, text=True, env=environment, check=False,
+        )  # fmt: skip
+        assert found.returncode == 0, found.stdout + found.stderr
+        assert stat.S_IMODE((state / "environment").stat().st_mode) == 0o600
         family = [psutil.Process(up.pid), *psutil.Process(up.pid).children(recursive=True)]
         names = {process.name() for process in family if process.is_running()}
         assert {"postgres", "tansu", "valkey-server"} <= names
