@@ -119,7 +119,7 @@ def _send_history(session: Session, producer: Producer, screen: _Screen) -> None
     producer.flush(30)
     screen.say(
         f"sent {len(messages)} hourly readings of a real water flow, moved to end now: "
-        f"{len(messages) // HOURS_PER_DAY} days that are computed in the first minutes"
+        f"{round(len(messages) / HOURS_PER_DAY)} days that are computed in the first minutes"
     )
 
 
@@ -139,21 +139,21 @@ def _stream(session: Session, producer: Producer, screen: _Screen, *, stream: bo
             session.stack.revive()
             progress, pending = _progress(session)
             screen.status.update(f"{sent:,} sent live; {progress}")
-            if not caught_up and pending <= LIVE_HOURS:
+            if not caught_up and pending is not None and pending <= LIVE_HOURS:
                 caught_up = True
                 screen.say(f"the history is computed: {progress}")
             look_at = time.monotonic() + LOOK_EVERY_S
         time.sleep(TICK_S)
 
 
-def _progress(session: Session) -> tuple[str, int]:
-    """In words, and the hours that are pending."""
+def _progress(session: Session) -> tuple[str, int | None]:
+    """In words, and the hours that are pending; None while nothing was drained."""
     from analytics_pipeline.storage.engine import connection
 
     with connection(session.engine) as conn, conn.cursor() as cursor:
         cursor.execute(_PROGRESS_SQL)
         raw, dead, hours, kpis = cursor.fetchone()
-    return f"{raw:,} raw, {dead:,} dead letters, {kpis:,} KPIs, {hours:,} hours pending", hours
+    return f"{raw:,} raw, {dead:,} dead letters, {kpis:,} KPIs, {hours:,} hours pending", hours if raw else None
 
 
 def _near(path: Path) -> Path:
