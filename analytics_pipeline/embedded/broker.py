@@ -9,6 +9,7 @@ import importlib.util
 import logging
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from analytics_pipeline.embedded.processes import TIER_SERVER, Managed, Supervis
 from analytics_pipeline.errors import EmbeddedServerError
 
 READY_TIMEOUT_S = 30.0
+FREEZE_TIMEOUT_S = 10.0
 
 
 class BrokerServer:
@@ -59,9 +61,20 @@ class BrokerServer:
             self._child = None
 
     def freeze(self) -> None:
-        """Out of reach: connections stay open, nothing is answered, until ``thaw``."""
-        if self._child is not None:
-            os.kill(self._child.pid, signal.SIGSTOP)
+        """Out of reach: connections stay open, nothing is answered, until ``thaw``.
+
+        Raises:
+            EmbeddedServerError: it goes on all the same.
+        """
+        if self._child is None:
+            return
+        os.kill(self._child.pid, signal.SIGSTOP)
+        # The signal wakes one thread, which stops the others: on a busy machine they go on answering till then.
+        deadline = time.monotonic() + FREEZE_TIMEOUT_S
+        while not _stopped(self._child.pid):
+            if time.monotonic() > deadline:
+                raise EmbeddedServerError(f"the broker goes on {FREEZE_TIMEOUT_S:.0f} s after SIGSTOP")
+            time.sleep(0.01)
 
     def thaw(self) -> None:
         """Answer again."""
@@ -77,6 +90,14 @@ class BrokerServer:
         except KafkaException:
             return False
         return True
+
+
+def _stopped(pid: int) -> bool:
+    """Whether every thread of a process is stopped."""
+    states = [
+        (task / "stat").read_text().rpartition(")")[2].split()[0] for task in Path(f"/proc/{pid}/task").iterdir()
+    ]
+    return all(state in ("T", "t") for state in states)
 
 
 def _binary() -> Path:
