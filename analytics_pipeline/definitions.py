@@ -42,5 +42,6 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> Definitio
         )
 
 
-configure_logs(load_settings().log_level)
+_settings = load_settings()
+configure_logs(_settings.log_level, _settings.env)
 defs = build_defs()

@@ -11,15 +11,6 @@ class SettingsError(PipelineError):
     """A wrong setting: names the variable, the value it got, and what it takes."""
 
 
-class DecodeError(PipelineError):
-    """A payload that a domain cannot read. ``reason`` is a stable word for counting, the text for people."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
-
-
 class OffsetConflictError(PipelineError):
     """Another drain moved the offsets of a partition first; this one must roll back and start over."""
 

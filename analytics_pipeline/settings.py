@@ -23,7 +23,6 @@ from sqlalchemy import URL
 from analytics_pipeline.errors import SettingsError
 from analytics_pipeline.records import HOUR_S
 
-LATEST_PARTITION_YEARS = 10
 ENV_FILE = ".env"
 
 

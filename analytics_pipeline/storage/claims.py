@@ -57,9 +57,3 @@ def delete_claims(conn: Connection, hours: Sequence[datetime]) -> None:
     if hours:
         with conn.cursor() as cursor:
             cursor.execute("DELETE FROM hour_claim WHERE hour = ANY(%s)", (list(hours),))
-
-
-def failed_claims(conn: Connection) -> list[HourClaim]:
-    """Claims whose hour failed at least once and is still pending, worst first: for people to see."""
-    claims = [claim for claim in read_claims(conn).values() if claim.last_error]
-    return sorted(claims, key=lambda claim: (-claim.attempt, claim.hour))

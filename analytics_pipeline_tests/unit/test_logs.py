@@ -22,7 +22,7 @@ def fail(password: str) -> None:
 
 
 def test_a_traceback_shows_no_values(capsys: pytest.CaptureFixture[str]) -> None:
-    configure_logs("INFO")
+    configure_logs("INFO", "plant-3")
     try:
         fail("".join(("hunter", "2")))
     except RuntimeError:
@@ -34,10 +34,11 @@ def test_a_traceback_shows_no_values(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_lines_below_the_level_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
-    configure_logs("WARNING")
+    configure_logs("WARNING", "plant-3")
     structlog.get_logger().info("tick")
     structlog.get_logger().warning("hour failed", hour="2026-01-01-10:00")
     said = capsys.readouterr().out
     assert "tick" not in said
     assert "hour failed" in said
     assert "2026-01-01-10:00" in said
+    assert "env=plant-3" in said
