@@ -31,7 +31,7 @@ ROUNDING = 1e-9
 
 SEVERITIES = ("info", "warning", "critical")
 
-#: KPIs that are a share of something, so that they lie in [0, 1]. Others, such as OEE, may pass 1 and are flagged.
+#: KPIs that are a share of something, so that they lie in [0, 1]. Others, such as OEE, may pass 1.
 SHARES = ("coverage", "share_in_spec")
 
 #: The text columns of a measurement, those that are in the frame.

@@ -77,7 +77,7 @@ def test_it_is_a_frozen_dataclass_with_a_bounded_look_back(detector: Detector) -
     assert dataclasses.is_dataclass(detector)
     with pytest.raises(dataclasses.FrozenInstanceError):
         detector.look_back = timedelta(1)
-    assert timedelta(0) <= detector.look_back <= timedelta(days=31)
+    assert timedelta(0) <= detector.look_back <= timedelta(days=7)
     assert detector.baseline_windows >= 0
     assert (detector.look_back > timedelta(0)) == (detector.baseline_windows > 0)
 

@@ -54,6 +54,17 @@ def test_a_second_tick_reads_only_what_is_new(pipeline: Pipeline, producer: Prod
     assert pipeline.count("raw_events") == 11
 
 
+def test_a_row_that_the_gate_refuses_says_of_which_series_and_value_it_is(
+    pipeline: Pipeline, producer: Producer, topic: str
+) -> None:
+    send(producer, topic, [reading(datetime.now(UTC), 23.7, sensor_id="")])
+    pipeline.tick()
+    pipeline.settle()
+    ((stage, error),) = pipeline.query("SELECT stage, error FROM dead_letters")
+    names = "tenant_id 't1', factory_id 'f1', machine_id 'mc-01', sensor_id '', metric 'temp'"
+    assert (stage, error) == ("normalized_measurements", f"name_empty: {names}, value 23.7")
+
+
 def test_live_equals_rebuild_to_the_last_bit(pipeline: Pipeline, producer: Producer, topic: str) -> None:
     base = hour_of(datetime.now(UTC)) - timedelta(hours=3)
     for part in range(6):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from analytics_pipeline.detectors import RobustZScore, SpecLimits
 from analytics_pipeline.stages.anomalies import detect
-from analytics_pipeline.stages.kpis import KPI_SCHEMA, machine_kpis
+from analytics_pipeline.stages.kpis import _COUNTS, _RATIOS, KPI_SCHEMA, machine_kpis
 from analytics_pipeline.stages.windows import base_windows
 from analytics_pipeline_tests import reference
 from analytics_pipeline_tests.reference import Limit, Message, SeriesKey
@@ -142,7 +142,8 @@ def test_rows_say_hour_size_domain_and_machine() -> None:
     )
     names = ["bucket_start_us", "window_s", "domain", "tenant_id", "factory_id", "machine_id", "unit"]
     assert frame.select(names).unique().rows() == [(NOON_US, 3600, "sensor", "t", "f", "m1", "1")]
-    assert frame["kpi"].to_list() == ["anomalies", "coverage", "messages", "share_in_spec"]
+    assert frame["kpi"].to_list() == sorted([*_COUNTS, *_RATIOS])
+    assert {"anomalies", "coverage", "messages", "share_in_spec"} <= {*_COUNTS, *_RATIOS}
 
 
 def test_an_hour_without_windows_has_no_kpis() -> None:
