@@ -88,20 +88,23 @@ _WINDOWS = """
 
 @dataclass(frozen=True)
 class Fill:
-    """``rows`` readings, evenly over ``span_s`` seconds from the start of ``hour`` on; numbered from ``first``."""
+    """``rows`` readings, evenly over ``span_s`` seconds from the start of ``hour`` on; numbered from ``first``.
+
+    ``short``: payloads that hold the value alone, which nothing can decode: for hours that nobody computes again.
+    """
 
     hour: datetime
     rows: int
     first: int
     span_s: int = HOUR_S
+    short: bool = False
 
 
 class Filler:
-    """Fills one migrated database. ``short``: payloads that hold the value alone."""
+    """Fills one migrated database."""
 
-    def __init__(self, database: dict[str, Any], *, short: bool = False) -> None:
+    def __init__(self, database: dict[str, Any]) -> None:
         self._database = database
-        self._payload = _SHORT_PAYLOAD if short else _PAYLOAD
         with self.session() as cursor:
             cursor.execute(
                 "INSERT INTO kafka_log (topic, epoch, reason) VALUES (%s, %s, 'stored before') RETURNING log_id",
@@ -138,7 +141,8 @@ class Filler:
         with self.session() as cursor:
             cursor.execute(_BATCHES, self._parameters(fill))
             batch = f"{int(cursor.fetchone()[0])} + n / {BATCH_MESSAGES}"
-            cursor.execute(_RAW.format(batch=batch, payload=self._payload), self._parameters(fill))
+            payload = _SHORT_PAYLOAD if fill.short else _PAYLOAD
+            cursor.execute(_RAW.format(batch=batch, payload=payload), self._parameters(fill))
             cursor.execute(_STATE, ("raw_events", fill.hour, DOMAIN, fill.rows, fill.rows))
 
     def normalized(self, fill: Fill) -> None:
