@@ -13,13 +13,11 @@ def configure_logs(level: str, environment: str) -> None:
     """
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
             lambda _logger, _method, event: {**event, "env": environment},
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        context_class=dict,
         logger_factory=structlog.PrintLoggerFactory(),
     )

@@ -352,6 +352,7 @@ def test_doctor_says_what_is_out_of_reach_and_what_mends_it(bare_settings: Setti
     assert failed == {"schema", "Kafka", "Celery broker", "Celery result backend"}
     assert all(found[name]["remedy"] for name in failed)
     assert "analytics-pipeline migrate" in found["schema"]["remedy"]
+    assert found["permissions"]["level"] == "note"  # not "ok": there is nothing yet to have them on
     assert "secret" not in json.dumps(found)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -105,8 +106,7 @@ def test_a_cursor_of_another_database_begins_anew(
 def test_backpressure_pauses_the_drain_says_so_and_runs_go_on(
     settings: Settings, registry: Registry, instance: DagsterInstance, producer: Producer, topic: str
 ) -> None:
-    pipeline = Pipeline(settings.model_copy(update={"backpressure_pending": 2}), registry)
-    try:
+    with closing(Pipeline(settings.model_copy(update={"backpressure_pending": 2}), registry)) as pipeline:
         send(producer, topic, [reading(CURRENT - HOUR * back) for back in (10, 20, 30)])
         first = tick(pipeline, instance, None, NOW)
         assert len(first.run_requests or ()) == 3
@@ -123,29 +123,23 @@ def test_backpressure_pauses_the_drain_says_so_and_runs_go_on(
         resumed = tick(pipeline, instance, paused.cursor, later + timedelta(seconds=5))
         assert query(pipeline, "SELECT count(*) FROM raw_events") == [(4,)]
         assert len(resumed.run_requests or ()) == 1
-    finally:
-        pipeline.close()
 
 
 def test_a_paused_tick_without_requests_says_that_it_is_paused(
     settings: Settings, registry: Registry, instance: DagsterInstance, producer: Producer, topic: str
 ) -> None:
-    pipeline = Pipeline(settings.model_copy(update={"backpressure_pending": 1}), registry)
-    try:
+    with closing(Pipeline(settings.model_copy(update={"backpressure_pending": 1}), registry)) as pipeline:
         send(producer, topic, [reading(CURRENT - HOUR * back) for back in (10, 20)])
         first = tick(pipeline, instance, None, NOW)
         second = tick(pipeline, instance, first.cursor, NOW + timedelta(seconds=5))
         assert words(second).startswith("paused by backpressure: 2 pending, limit 1")
         assert query(pipeline, "SELECT sum(lag) FROM worker_checkpoints") == [(0,)]
-    finally:
-        pipeline.close()
 
 
 def test_lag_grows_while_the_drain_is_paused(
     settings: Settings, registry: Registry, instance: DagsterInstance, producer: Producer, topic: str
 ) -> None:
-    pipeline = Pipeline(settings.model_copy(update={"backpressure_pending": 0}), registry)
-    try:
+    with closing(Pipeline(settings.model_copy(update={"backpressure_pending": 0}), registry)) as pipeline:
         send(producer, topic, [reading(NOW)])
         first = tick(pipeline, instance, None, NOW)
         for second in range(5):  # one by one: the embedded broker shows the end of its log less the last batch
@@ -154,19 +148,14 @@ def test_lag_grows_while_the_drain_is_paused(
         ((lag,),) = query(pipeline, "SELECT sum(lag) FROM worker_checkpoints")
         assert 4 <= lag <= 5
         assert f"Kafka keeps the rest, lag {lag}" in words(paused)
-    finally:
-        pipeline.close()
 
 
 def test_a_topic_that_is_not_there_is_named(
     settings: Settings, registry: Registry, instance: DagsterInstance
 ) -> None:
-    pipeline = Pipeline(settings, registry.with_topics({"test.not.there": "sensor"}))
-    try:
+    with closing(Pipeline(settings, registry.with_topics({"test.not.there": "sensor"}))) as pipeline:
         result = tick(pipeline, instance, None, NOW)
         assert words(result) == "idle: Kafka has no topic test.not.there"
-    finally:
-        pipeline.close()
 
 
 def test_without_a_broker_the_tick_says_so_and_pending_work_goes_on(

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from analytics_pipeline.domains.base import SeriesKey
 from analytics_pipeline.flow.steps.base import Evaluation, Work, Written, mark_of
 from analytics_pipeline.quality.gates import run_gate
 from analytics_pipeline.quality.suites import suite_for
@@ -125,7 +124,7 @@ class NormalizeStep:
     def _letters(self, work: Work, raw: StoredRows, samples: Samples, failed: dict[int, str]) -> list[DeadLetter]:
         refused = {(row, 0): refusal for row, refusal in samples.refusals.items()}
         for sample, reason in failed.items():
-            series = SeriesKey(*samples.keys[samples.series[sample]])
+            series = samples.keys[samples.series[sample]]
             names = ", ".join(f"{name} {value!r}" for name, value in series._asdict().items() if value is not None)
             error = f"{reason}: {names}, value {float(samples.value[sample])!r}"
             refused[int(samples.row[sample]), int(samples.ordinal[sample])] = Refusal(reason, error)
