@@ -20,7 +20,7 @@ from analytics_pipeline.storage.engine import Connection
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Work to do. ``scope``: see sql/01_analytics_core.sql; None is the whole hour."""
+    """Work to do. ``scope``: see sql/02_derived.sql; None is the whole hour."""
 
     asset: DerivedName
     hour: datetime

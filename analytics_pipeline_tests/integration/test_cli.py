@@ -88,7 +88,7 @@ def gaps(settings: Settings) -> list[tuple[Any, ...]]:
 
 def test_migrate_says_what_it_applied_and_then_that_nothing_is_left(bare_settings: Settings, use: Any) -> None:
     use(bare_settings)
-    assert "applied 01_analytics_core.sql, 02_analytics_events.sql" in succeed("migrate")
+    assert "applied 01_kafka.sql, 02_derived.sql" in succeed("migrate")
     assert "nothing to apply" in succeed("migrate")
     topics = fetch(bare_settings, "SELECT topic FROM domain_topic WHERE domain = 'sensor'")
     assert topics == [("sensors.device.readings",)]
