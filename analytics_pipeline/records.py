@@ -54,6 +54,16 @@ class OffsetRange:
     to_offset: int
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Region:
+    """Rows of a table: one domain, a half-open span of time, and, unless None, only these series."""
+
+    domain_id: int
+    begins_us: int
+    ends_us: int
+    series: tuple[int, ...] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
     """A message, or a row of it, that a stage refused: bytes kept, with the reason. By (position, stage)."""
@@ -112,6 +122,17 @@ class GateResult:
     def passed(self) -> bool:
         """Whether no row fails."""
         return not self.reasons
+
+    def outcomes_of(self, reasons: dict[int, str]) -> list[ExpectationOutcome]:
+        """What each expectation said of some of the failing rows, each counted for its first reason."""
+        rows: dict[str, list[int]] = {}
+        for row, reason in reasons.items():
+            rows.setdefault(reason, []).append(row)
+        return [
+            ExpectationOutcome(one.name, one.column, one.reason, len(its), tuple(sorted(its)[:SAMPLE_ROWS]))
+            for one in self.outcomes
+            if (its := rows.get(one.reason))
+        ]
 
     def followed_by(self, other: GateResult) -> GateResult:
         """The verdict over this frame with another below it, of the same suite."""

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from analytics_pipeline.records import to_us
-from analytics_pipeline.storage import ledger
 from analytics_pipeline.storage.engine import connection
+from analytics_pipeline.storage.pending_work import actionable_hours
 from analytics_pipeline_tests import reference
 from analytics_pipeline_tests.pipeline import Pipeline
 from analytics_pipeline_tests.reference import Limits, Message, SeriesKey
@@ -37,7 +37,7 @@ def assert_invariants(world: World, sent: Sequence[Sent] | None = None, limits: 
 
 def assert_settled(pipeline: Pipeline) -> None:
     with connection(pipeline.engine) as conn:
-        assert ledger.pending(conn) == []
+        assert actionable_hours(conn) == []
     assert pipeline.query("SELECT asset, hour, status, detail FROM partition_state WHERE status <> 'open'") == []
 
 
@@ -54,7 +54,8 @@ def assert_held_rows_are_counted(pipeline: Pipeline) -> None:
     """What people are told that an hour holds is what it holds."""
     for asset, column in TIME_COLUMNS.items():
         told = pipeline.query(
-            "SELECT hour, rows FROM partition_state WHERE asset = %s AND domain = %s AND rows > 0 ORDER BY 1",
+            "SELECT hour, rows FROM partition_state JOIN domain_number USING (domain_id) "
+            "WHERE asset = %s AND domain = %s AND rows > 0 ORDER BY 1",
             *(asset, "sensor"),
         )
         held = pipeline.query(f"SELECT date_trunc('hour', {column}), count(*) FROM {asset} GROUP BY 1 ORDER BY 1")

@@ -11,24 +11,24 @@ from typing import Any
 from confluent_kafka import Producer
 from sqlalchemy import Engine
 
+from analytics_pipeline.assets.derive import Deriver
 from analytics_pipeline.domains import Registry
-from analytics_pipeline.flow.derive import Deriver
 from analytics_pipeline.flow.drain import Drain
 from analytics_pipeline.records import DERIVED, DrainOutcome, HourOutcome
 from analytics_pipeline.settings import Settings
-from analytics_pipeline.storage import ledger
 from analytics_pipeline.storage.engine import connection
+from analytics_pipeline.storage.pending_work import actionable_hours
 
 #: More rounds than any cascade of marks needs.
 MAX_ROUNDS = 50
 
 DERIVED_TABLES = {
     "raw_events": 'topic, epoch, partition, "offset", event_time, payload',
-    "normalized_measurements": 'event_time, series_id, sample_key, value, kafka_time, partition, "offset"',
-    "window_aggregates": "window_s, bucket_start, series_id, count_n, avg_val, m2, min_val, max_val, first_val, "
-    "first_time, last_val, last_time, p50, p95, p99, base_n, coverage, encode(sketch, 'hex')",
-    "anomalies": "bucket_start, window_s, series_id, detector, anomaly_id, severity, value, score, detail::text",
-    "kpis": "bucket_start, window_s, domain, tenant_id, factory_id, machine_id, kpi, value, numerator, "
+    "normalized_measurements": 'domain_id, event_time, series_id, sample_key, value, kafka_time, partition, "offset"',
+    "window_aggregates": "domain_id, window_s, bucket_start, series_id, count_n, avg_val, m2, min_val, max_val, "
+    "first_val, first_time, last_val, last_time, p50, p95, p99, base_n, coverage, encode(sketch, 'hex')",
+    "anomalies": "domain_id, bucket_start, window_s, series_id, detector, anomaly_id, severity, value, score, detail",
+    "kpis": "domain_id, bucket_start, window_s, tenant_id, factory_id, machine_id, kpi, value, numerator, "
     "denominator, unit, reason",
     "dead_letters": 'topic, epoch, partition, "offset", ordinal, stage, hour, domain, reason, '
     "encode(payload, 'hex'), event_time",
@@ -73,7 +73,7 @@ class Pipeline:
         done = []
         for _ in range(MAX_ROUNDS):
             with connection(self.engine) as conn:
-                todo = ledger.pending(conn)
+                todo = actionable_hours(conn)
             if not todo:
                 return done
             for hour in todo:

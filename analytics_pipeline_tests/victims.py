@@ -11,13 +11,13 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
+from analytics_pipeline.assets.derive import Deriver
 from analytics_pipeline.domains import Registry, registry_for
 from analytics_pipeline.errors import OffsetConflictError
-from analytics_pipeline.flow.derive import Deriver
 from analytics_pipeline.flow.drain import Drain
 from analytics_pipeline.settings import Settings
-from analytics_pipeline.storage import ledger
 from analytics_pipeline.storage.engine import connection, engine_for
+from analytics_pipeline.storage.pending_work import actionable_hours
 
 Topics = Mapping[str, str]
 
@@ -85,7 +85,7 @@ def derive_and_die(settings: Settings, topics: Topics, asset: str, point: str) -
     deriver.asset, deriver.point = asset, point
     for _ in range(20):
         with connection(engine) as conn:
-            todo = ledger.pending(conn)
+            todo = actionable_hours(conn)
         for one in todo:
             for name in one.assets:
                 deriver.derive(name, one.hour, "incremental", "victim")

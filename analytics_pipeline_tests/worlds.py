@@ -22,9 +22,9 @@ from analytics_pipeline.domains import registry_for
 from analytics_pipeline.embedded import choose_port
 from analytics_pipeline.records import HourOutcome
 from analytics_pipeline.settings import Settings, load_settings
-from analytics_pipeline.storage import ledger
 from analytics_pipeline.storage.engine import connection, engine_for
 from analytics_pipeline.storage.migrate import migrate
+from analytics_pipeline.storage.pending_work import actionable_hours
 from analytics_pipeline_tests.conftest import DatabaseServer
 from analytics_pipeline_tests.pipeline import Pipeline
 
@@ -124,7 +124,7 @@ class World:
     def normalize(self) -> list[HourOutcome]:
         """Do what is pending of the first derived asset only."""
         with connection(self.pipeline.engine) as conn:
-            hours = [one.hour for one in ledger.pending(conn) if "normalized_measurements" in one.assets]
+            hours = [one.hour for one in actionable_hours(conn) if "normalized_measurements" in one.assets]
         derive = self.pipeline.deriver.derive
         return [derive("normalized_measurements", hour, "incremental", "test") for hour in hours]
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import psycopg2
 
+from analytics_pipeline.assets.derive import Deriver
 from analytics_pipeline.domains import registry_for
-from analytics_pipeline.flow.derive import Deriver
 from analytics_pipeline.flow.drain import Drain
 from analytics_pipeline.records import DERIVED, HOUR, hour_of
 from analytics_pipeline.settings import Settings

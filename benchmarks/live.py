@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
+from analytics_pipeline.storage.ledger import pending_count
 from sqlalchemy import Engine
 
 from analytics_pipeline.cli._smoke_data import Kind
@@ -26,7 +27,6 @@ from analytics_pipeline.embedded.ports import choose_port
 from analytics_pipeline.records import hour_of
 from analytics_pipeline.settings import Settings
 from analytics_pipeline.storage.engine import connection, engine_for
-from analytics_pipeline.storage.ledger import pending_count
 from benchmarks.kafka import PARTITIONS, create_topic, partition_of, produce_paced
 from benchmarks.payloads import TOPIC, Stream
 from benchmarks.pipeline import migrated

@@ -13,15 +13,15 @@ from multiprocessing.synchronize import Event
 from typing import Any
 
 import psycopg2
+from analytics_pipeline.storage.ledger import pending
 
+from analytics_pipeline.assets.derive import Deriver
 from analytics_pipeline.domains import Registry, registry_for
-from analytics_pipeline.flow.derive import Deriver
 from analytics_pipeline.flow.drain import Drain
 from analytics_pipeline.quality.gates import warm_up
 from analytics_pipeline.records import DERIVED, HOUR, hour_of
 from analytics_pipeline.settings import Settings
 from analytics_pipeline.storage.engine import connection, engine_for
-from analytics_pipeline.storage.ledger import pending
 from analytics_pipeline.storage.migrate import migrate
 from benchmarks.payloads import FACTORY, TOPIC, Stream
 from benchmarks.stack import Stack

@@ -1,38 +1,78 @@
--- What is computed: pending work, partition state, series, measurements, windows, anomalies, KPIs, master data.
--- Idempotent and forward only.
+-- What is computed: pending work, what each domain partition holds, and the tables of the derived assets.
+-- Idempotent and forward only. A domain partition is (asset, domain, hour).
+-- Every table leads its key with the domain's number, so that the rows of one domain are read, replaced and dropped
+-- without those of others, by plans that need no statistics; and has a BRIN index on its time.
 
--- The ledger: what must be recomputed. Rows are only inserted and deleted, never updated, so that a batch that
--- lands while an hour is being computed keeps its mark.
---   scope of normalized_measurements: batch ids; of window_aggregates: starts of base windows, seconds into the
---   hour, or -1 for windows longer than an hour; of anomalies: the first changed base window, seconds into the
---   hour. NULL: the whole hour.
-CREATE TABLE IF NOT EXISTS pending_mark (
-    mark_id    bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+-- What must be computed again. Rows are inserted and deleted, never updated, so that a batch that lands while its
+-- hour is being computed keeps its row. A row names a superset of what is stale:
+--   series   only these series; NULL: all
+--   spans    only these seconds of the hour, as begin, end, begin, end …, half-open; NULL: the whole hour
+--   batches  of normalized_measurements: only what these batches brought; NULL: the whole hour
+-- held: this was read by an evaluation whose gate quarantined the domain partition; it waits for anything new.
+CREATE TABLE IF NOT EXISTS pending_work (
+    work_id    bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     asset      text NOT NULL,
+    domain_id  integer NOT NULL,
     hour       timestamptz NOT NULL,
-    domain     text NOT NULL,
-    scope      bigint[],
+    series     bigint[],
+    spans      integer[],
+    batches    bigint[],
+    held       boolean NOT NULL DEFAULT false,
     reason     text NOT NULL,
     created_at timestamptz NOT NULL DEFAULT now()
 );
-CREATE INDEX IF NOT EXISTS pending_mark_hour ON pending_mark (hour, asset, domain);
+CREATE INDEX IF NOT EXISTS pending_work_partition ON pending_work (hour, asset, domain_id);
 
--- What each (asset, hour, domain) holds, counted over its whole content, and whether it is quarantined.
+-- What each domain partition holds, and whether it is quarantined.
 CREATE TABLE IF NOT EXISTS partition_state (
-    asset             text NOT NULL,
-    hour              timestamptz NOT NULL,
-    domain            text NOT NULL,
-    rows              bigint NOT NULL,
-    rows_seen         bigint NOT NULL,
-    rows_failed       bigint NOT NULL,
-    status            text NOT NULL CHECK (status IN ('open', 'quarantined', 'released')),
-    evaluated_mark_id bigint NOT NULL DEFAULT 0,   -- marks up to here were judged when it was quarantined
-    detail            jsonb NOT NULL DEFAULT '{}',
-    run_id            text NOT NULL DEFAULT '',
-    updated_at        timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (asset, hour, domain)
+    asset       text NOT NULL,
+    domain_id   integer NOT NULL,
+    hour        timestamptz NOT NULL,
+    rows        bigint NOT NULL,
+    rows_failed bigint NOT NULL,                 -- over its whole content, as the gate's limit counts
+    status      text NOT NULL CHECK (status IN ('open', 'quarantined', 'released')),
+    detail      jsonb NOT NULL DEFAULT '{}',
+    run_id      text NOT NULL DEFAULT '',
+    updated_at  timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (asset, domain_id, hour)
 );
-CREATE INDEX IF NOT EXISTS partition_state_quarantined ON partition_state (hour) WHERE status = 'quarantined';
+CREATE INDEX IF NOT EXISTS partition_state_hour ON partition_state (hour);
+CREATE INDEX IF NOT EXISTS partition_state_quarantined ON partition_state (hour) WHERE status <> 'open';
+
+-- Domain partitions whose last computation raised: they rest until next_try_at, or until the code changes.
+CREATE TABLE IF NOT EXISTS partition_failure (
+    asset        text NOT NULL,
+    domain_id    integer NOT NULL,
+    hour         timestamptz NOT NULL,
+    attempts     integer NOT NULL,
+    next_try_at  timestamptz NOT NULL,
+    code_version text NOT NULL,
+    error        text NOT NULL,
+    failed_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (asset, domain_id, hour)
+);
+
+-- What each commit did, for whoever reports it to Dagster; written in the transaction of the rows.
+CREATE TABLE IF NOT EXISTS partition_outcome (
+    outcome_id   bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    asset        text NOT NULL,
+    domain_id    integer NOT NULL,
+    hour         timestamptz NOT NULL,
+    run_id       text NOT NULL,
+    mode         text NOT NULL,
+    rows         bigint NOT NULL,
+    rows_written bigint NOT NULL,
+    dead_letters bigint NOT NULL,
+    late_rows    bigint NOT NULL,
+    rows_failed  bigint NOT NULL,
+    quarantined  boolean NOT NULL,
+    gate         jsonb NOT NULL,
+    duration_s   double precision NOT NULL,
+    committed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    reported_at  timestamptz
+);
+CREATE INDEX IF NOT EXISTS partition_outcome_unreported ON partition_outcome (run_id, outcome_id)
+    WHERE reported_at IS NULL;
 
 -- Which run was asked to do an hour's pending work, and when it may be asked again.
 CREATE TABLE IF NOT EXISTS hour_claim (
@@ -44,9 +84,17 @@ CREATE TABLE IF NOT EXISTS hour_claim (
     last_error   text
 );
 
+-- Versions of what computations read beside their inputs: an edit raises one, a commit looks whether it still
+-- stands.
+CREATE TABLE IF NOT EXISTS input_version (
+    name    text PRIMARY KEY,
+    version bigint NOT NULL
+);
+INSERT INTO input_version (name, version) VALUES ('master_data', 0), ('retention', 0) ON CONFLICT DO NOTHING;
+
 CREATE TABLE IF NOT EXISTS measurement_series (
-    series_id  integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    domain     text NOT NULL,
+    series_id  bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    domain_id  integer NOT NULL,
     tenant_id  text,
     factory_id text,
     machine_id text,
@@ -54,30 +102,35 @@ CREATE TABLE IF NOT EXISTS measurement_series (
     sensor_id  text,
     metric     text NOT NULL,
     unit       text,
-    UNIQUE NULLS NOT DISTINCT (domain, tenant_id, factory_id, machine_id, station_id, sensor_id, metric, unit)
+    UNIQUE NULLS NOT DISTINCT (domain_id, tenant_id, factory_id, machine_id, station_id, sensor_id, metric, unit)
 );
+CREATE INDEX IF NOT EXISTS measurement_series_domain ON measurement_series (domain_id, series_id);
 
 -- Fixed width and free of NULL, so that it is read and written by binary COPY without parsing.
 CREATE TABLE IF NOT EXISTS normalized_measurements (
+    domain_id  integer NOT NULL,
     event_time timestamptz NOT NULL,
-    series_id  integer NOT NULL,
-    sample_key bigint NOT NULL DEFAULT 0,          -- ordinal or sample where a domain has one
+    series_id  bigint NOT NULL,
+    sample_key bigint NOT NULL,
     value      double precision NOT NULL,
     kafka_time timestamptz NOT NULL,
     log_id     integer NOT NULL,
     partition  integer NOT NULL,
     "offset"   bigint NOT NULL,
-    ordinal    integer NOT NULL DEFAULT 0,
-    PRIMARY KEY (event_time, series_id, sample_key)
+    ordinal    integer NOT NULL,
+    PRIMARY KEY (domain_id, event_time, series_id, sample_key)
 );
+CREATE INDEX IF NOT EXISTS normalized_measurements_time ON normalized_measurements
+    USING brin (event_time timestamptz_minmax_multi_ops);
 
 CREATE TABLE IF NOT EXISTS window_aggregates (
-    bucket_start  timestamptz NOT NULL,
+    domain_id     integer NOT NULL,
     window_s      integer NOT NULL,
-    series_id     integer NOT NULL,
+    bucket_start  timestamptz NOT NULL,
+    series_id     bigint NOT NULL,
     count_n       bigint NOT NULL,
     avg_val       double precision NOT NULL,
-    m2            double precision NOT NULL,        -- sum of squared deviations from avg_val
+    m2            double precision NOT NULL,
     min_val       double precision NOT NULL,
     max_val       double precision NOT NULL,
     first_val     double precision NOT NULL,
@@ -87,14 +140,58 @@ CREATE TABLE IF NOT EXISTS window_aggregates (
     p50           double precision NOT NULL,
     p95           double precision NOT NULL,
     p99           double precision NOT NULL,
-    base_n        integer NOT NULL,                 -- base windows that hold a sample
-    coverage      double precision NOT NULL,        -- base_n over the base windows that fit
-    sketch        bytea NOT NULL,                   -- DDSketch, 1 %
-    revision      integer NOT NULL DEFAULT 0,       -- times its values changed after it was final
+    base_n        integer NOT NULL,
+    coverage      double precision NOT NULL,
+    sketch        bytea NOT NULL,
+    revision      integer NOT NULL DEFAULT 0,
     updated_at    timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (window_s, bucket_start, series_id)
+    PRIMARY KEY (domain_id, window_s, bucket_start, series_id)
 );
 CREATE INDEX IF NOT EXISTS window_aggregates_series ON window_aggregates (series_id, window_s, bucket_start);
+CREATE INDEX IF NOT EXISTS window_aggregates_time ON window_aggregates
+    USING brin (bucket_start timestamptz_minmax_multi_ops);
+
+CREATE TABLE IF NOT EXISTS anomalies (
+    domain_id    integer NOT NULL,
+    bucket_start timestamptz NOT NULL,
+    window_s     integer NOT NULL,
+    series_id    bigint NOT NULL,
+    detector     text NOT NULL,
+    anomaly_id   text NOT NULL,
+    severity     text NOT NULL,
+    value        double precision NOT NULL,
+    score        double precision NOT NULL,
+    detail       text NOT NULL,
+    PRIMARY KEY (domain_id, bucket_start, window_s, series_id, detector)
+);
+CREATE INDEX IF NOT EXISTS anomalies_time ON anomalies USING brin (bucket_start timestamptz_minmax_multi_ops);
+
+CREATE TABLE IF NOT EXISTS kpis (
+    domain_id    integer NOT NULL,
+    bucket_start timestamptz NOT NULL,
+    window_s     integer NOT NULL,
+    tenant_id    text,
+    factory_id   text,
+    machine_id   text,
+    kpi          text NOT NULL,
+    value        double precision,
+    numerator    double precision,
+    denominator  double precision,
+    unit         text NOT NULL,
+    reason       text,
+    CHECK ((value IS NULL) = (reason IS NOT NULL)),
+    UNIQUE NULLS NOT DISTINCT (domain_id, bucket_start, window_s, tenant_id, factory_id, machine_id, kpi)
+);
+CREATE INDEX IF NOT EXISTS kpis_time ON kpis USING brin (bucket_start timestamptz_minmax_multi_ops);
+
+-- Hours below the floor are gone by retention and are never computed again unless restored.
+CREATE TABLE IF NOT EXISTS retention_floor (
+    domain     text NOT NULL,
+    asset      text NOT NULL,
+    floor_hour timestamptz NOT NULL,
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (domain, asset)
+);
 
 -- Master data: limits that hold from valid_from on, until a later row for the same target. NULL matches any.
 CREATE TABLE IF NOT EXISTS analytics_spec_limits (
@@ -104,50 +201,12 @@ CREATE TABLE IF NOT EXISTS analytics_spec_limits (
     machine_id text,
     sensor_id  text,
     metric     text NOT NULL,
-    lsl        double precision,
-    usl        double precision,
-    valid_from timestamptz NOT NULL DEFAULT '-infinity',
+    lsl        double precision CHECK (lsl NOT IN ('NaN', 'Infinity', '-Infinity')),
+    usl        double precision CHECK (usl NOT IN ('NaN', 'Infinity', '-Infinity')),
+    valid_from timestamptz NOT NULL DEFAULT '-infinity'
+        CHECK (valid_from = '-infinity' OR valid_from BETWEEN '1970-01-01Z' AND '9999-12-31Z'),
     note       text,
     CHECK (lsl IS NOT NULL OR usl IS NOT NULL),
     CHECK (lsl < usl),
     UNIQUE NULLS NOT DISTINCT (tenant_id, factory_id, machine_id, sensor_id, metric, valid_from)
-);
-
-CREATE TABLE IF NOT EXISTS anomalies (
-    bucket_start timestamptz NOT NULL,
-    window_s     integer NOT NULL,
-    series_id    integer NOT NULL,
-    detector     text NOT NULL,
-    anomaly_id   uuid NOT NULL,                     -- from series, window and detector: the same on every rebuild
-    severity     text NOT NULL,
-    value        double precision NOT NULL,
-    score        double precision NOT NULL,
-    detail       jsonb NOT NULL,
-    PRIMARY KEY (bucket_start, window_s, series_id, detector)
-);
-
-CREATE TABLE IF NOT EXISTS kpis (
-    bucket_start timestamptz NOT NULL,
-    window_s     integer NOT NULL,
-    domain       text NOT NULL,
-    tenant_id    text,
-    factory_id   text,
-    machine_id   text,
-    kpi          text NOT NULL,
-    value        double precision,                  -- NULL with a reason: unknown is not zero
-    numerator    double precision,
-    denominator  double precision,
-    unit         text NOT NULL,
-    reason       text,
-    CHECK ((value IS NULL) = (reason IS NOT NULL)),
-    UNIQUE NULLS NOT DISTINCT (bucket_start, window_s, domain, tenant_id, factory_id, machine_id, kpi)
-);
-
--- Hours below the floor are gone by retention and are never recomputed unless restored.
-CREATE TABLE IF NOT EXISTS retention_floor (
-    domain     text NOT NULL,
-    asset      text NOT NULL,
-    floor_hour timestamptz NOT NULL,
-    updated_at timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (domain, asset)
 );

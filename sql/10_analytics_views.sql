@@ -46,42 +46,56 @@ JOIN topic_watermark w USING (topic)
 JOIN pipeline_setting s ON s.name = 'allowed_lateness_s'
 GROUP BY d.domain;
 
+-- Hours whose windows do not say yet what was drained: something of them waits to be computed, or is quarantined.
+CREATE OR REPLACE VIEW unsettled_hour AS
+SELECT DISTINCT domain_id, hour FROM pending_work WHERE asset IN ('normalized_measurements', 'window_aggregates')
+UNION
+SELECT domain_id, hour FROM partition_state
+WHERE asset IN ('normalized_measurements', 'window_aggregates') AND status = 'quarantined';
+
 -- state: provisional until the watermark passes bucket_end plus the allowed lateness, final after that, and
--- 'revised n' when its values changed n times since it was final.
+-- 'revised n' when its values changed n times since it was final. Not final while something below it waits.
 CREATE OR REPLACE VIEW analytics_agg AS
 SELECT a.bucket_start,
        a.bucket_start + make_interval(secs => a.window_s) AS bucket_end,
        a.window_s,
-       s.domain, s.tenant_id, s.factory_id, s.machine_id, s.station_id, s.sensor_id, s.metric, s.unit,
+       d.domain, s.tenant_id, s.factory_id, s.machine_id, s.station_id, s.sensor_id, s.metric, s.unit,
        a.avg_val, a.min_val, a.max_val, a.count_n,
        CASE WHEN a.count_n > 1 THEN sqrt(a.m2 / (a.count_n - 1)) END AS std_val,
        a.p50, a.p95, a.p99, a.first_val, a.last_val, a.coverage, a.revision,
        CASE
            WHEN a.revision > 0 THEN 'revised ' || a.revision
-           WHEN w.final_until >= a.bucket_start + make_interval(secs => a.window_s) THEN 'final'
+           WHEN w.final_until >= a.bucket_start + make_interval(secs => a.window_s) AND u.hour IS NULL THEN 'final'
            ELSE 'provisional'
        END AS state,
        a.first_time, a.last_time, a.updated_at
 FROM window_aggregates a
-JOIN measurement_series s USING (series_id)
-LEFT JOIN domain_watermark w ON w.domain = s.domain;
+JOIN measurement_series s USING (domain_id, series_id)
+JOIN domain_number d USING (domain_id)
+LEFT JOIN domain_watermark w ON w.domain = d.domain
+LEFT JOIN LATERAL (
+    SELECT u.hour FROM unsettled_hour u
+    WHERE u.domain_id = a.domain_id AND u.hour > a.bucket_start - interval '1 hour'
+      AND u.hour < a.bucket_start + make_interval(secs => a.window_s)
+    LIMIT 1
+) u ON true;
 
 CREATE OR REPLACE VIEW analytics_anomaly AS
 SELECT x.anomaly_id,
        x.bucket_start,
        x.bucket_start + make_interval(secs => x.window_s) AS bucket_end,
        x.window_s,
-       s.domain, s.tenant_id, s.factory_id, s.machine_id, s.station_id, s.sensor_id, s.metric, s.unit,
-       x.detector, x.severity, x.value, x.score, x.detail
-FROM anomalies x JOIN measurement_series s USING (series_id);
+       d.domain, s.tenant_id, s.factory_id, s.machine_id, s.station_id, s.sensor_id, s.metric, s.unit,
+       x.detector, x.severity, x.value, x.score, x.detail::jsonb AS detail
+FROM anomalies x JOIN measurement_series s USING (domain_id, series_id) JOIN domain_number d USING (domain_id);
 
 CREATE OR REPLACE VIEW analytics_kpi AS
 SELECT k.bucket_start,
        k.bucket_start + make_interval(secs => k.window_s) AS bucket_end,
        k.window_s,
-       k.domain, k.tenant_id, k.factory_id, k.machine_id,
+       d.domain, k.tenant_id, k.factory_id, k.machine_id,
        k.kpi, k.value, k.numerator, k.denominator, k.unit, k.reason
-FROM kpis k;
+FROM kpis k JOIN domain_number d USING (domain_id);
 
 CREATE OR REPLACE VIEW analytics_event AS
 SELECT e.event_time AS "time",
@@ -117,24 +131,24 @@ SELECT hour, domain, stage, topic, reason, count(*) AS letters,
 FROM dead_letters
 GROUP BY hour, domain, stage, topic, reason;
 
--- What each partition holds, and what is still to be done to it. quarantined: its content was refused as a
--- whole and waits for better input or for 'analytics-pipeline gates release'.
+-- What each domain partition holds, and what is still to be done to it. quarantined: its content was refused and
+-- waits for better input or for 'analytics-pipeline gates release'.
 CREATE OR REPLACE VIEW partition_status AS
 WITH pending AS (
-    SELECT asset, hour, domain, count(*) AS marks, min(created_at) AS oldest_mark_at,
-           max(mark_id) AS newest_mark_id
-    FROM pending_mark GROUP BY asset, hour, domain
+    SELECT asset, hour, domain_id, count(*) AS items, min(created_at) AS oldest_at, bool_and(held) AS held
+    FROM pending_work GROUP BY asset, hour, domain_id
 )
-SELECT asset, hour, domain,
+SELECT asset, hour, d.domain,
        CASE
            WHEN p.status = 'quarantined' THEN 'quarantined'
-           WHEN c.last_error IS NOT NULL AND m.marks > 0 THEN 'failed'
-           WHEN m.marks > 0 THEN 'pending'
+           WHEN f.attempts IS NOT NULL THEN 'failed'
+           WHEN m.items > 0 THEN 'pending'
            ELSE 'done'
        END AS state,
-       coalesce(m.marks, 0) AS pending_marks,
-       m.oldest_mark_at,
-       p.rows, p.rows_seen, p.rows_failed, p.status AS gate, c.attempt, c.last_error, p.updated_at
+       coalesce(m.items, 0) AS pending_items,
+       m.oldest_at AS oldest_pending_at,
+       p.rows, p.rows_failed, p.status AS gate, f.attempts, f.next_try_at, f.error AS last_error, p.updated_at
 FROM partition_state p
-FULL JOIN pending m USING (asset, hour, domain)
-LEFT JOIN hour_claim c USING (hour);
+FULL JOIN pending m USING (asset, hour, domain_id)
+LEFT JOIN partition_failure f USING (asset, hour, domain_id)
+JOIN domain_number d USING (domain_id);

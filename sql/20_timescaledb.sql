@@ -95,7 +95,7 @@ BEGIN
     FOR target IN
         SELECT * FROM (VALUES
             ('raw_events', 'topic, epoch, partition', '"offset", event_time'),
-            ('normalized_measurements', 'series_id', 'event_time, sample_key')
+            ('normalized_measurements', 'domain_id, series_id', 'event_time, sample_key')
         ) AS t (table_name, segment_by, order_by)
     LOOP
         BEGIN

@@ -112,7 +112,7 @@ def _send(session: Session, topic: str, messages: Iterable[Planned], payloads: P
 def _wait_until_done(session: Session, topic: str, sent: Sequence[Sent], timeout_s: float) -> int:
     """Wait until all of it was drained and nothing is pending; return how much still is when time is up."""
     from analytics_pipeline.storage.engine import connection
-    from analytics_pipeline.storage.ledger import pending_count
+    from analytics_pipeline.storage.pending_work import actionable_hours
 
     last: dict[int, int] = {}
     for message in sent:
@@ -124,7 +124,7 @@ def _wait_until_done(session: Session, topic: str, sent: Sequence[Sent], timeout
             cursor.execute("SELECT partition, next_offset FROM kafka_offset WHERE topic = %s", [topic])
             stored = dict(cursor.fetchall())
             behind = sum(max(0, offset + 1 - stored.get(part, 0)) for part, offset in last.items())
-            pending = int(behind) + pending_count(conn)
+            pending = int(behind) + len(actionable_hours(conn))
         if pending == 0 or time.monotonic() > deadline:
             return pending
         time.sleep(POLL_S)

@@ -60,9 +60,9 @@ def _parts(seen: Overview) -> Iterator[Table | str]:
         )
     if seen.failed:
         yield table(
-            "Failed hours, tried again by themselves",
-            ("hour", "attempt", "next try", "error"),
-            [(f.hour, f.attempt, f.next_try_at, f.error) for f in seen.failed],
+            "Failed, retried automatically",
+            ("asset", "hour", "domain", "attempt", "next try", "error"),
+            [(f.asset, f.hour, f.domain, f.attempt, f.next_try_at, f.error) for f in seen.failed],
         )
     if seen.open_gaps:
         yield f"{seen.open_gaps} open gaps: 'analytics-pipeline gaps list'"

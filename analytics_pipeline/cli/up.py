@@ -27,7 +27,7 @@ LIVE_HOURS = 2
 _PROGRESS_SQL = """
 SELECT (SELECT coalesce(sum(rows), 0) FROM partition_state WHERE asset = 'raw_events'),
        (SELECT count(*) FROM dead_letters),
-       (SELECT count(DISTINCT hour) FROM pending_mark),
+       (SELECT count(DISTINCT hour) FROM pending_work),
        (SELECT coalesce(sum(rows), 0) FROM partition_state WHERE asset = 'kpis')
 """
 

@@ -24,10 +24,12 @@ from analytics_pipeline.records import BatchHour, DrainOutcome, OffsetRange, to_
 from analytics_pipeline.settings import Settings
 from analytics_pipeline.sources.kafka import LogReader, OffsetOutOfRangeError
 from analytics_pipeline.stages.raw import MessageSlice
-from analytics_pipeline.storage import batches, dead_letters, ledger, offsets, raw_events
+from analytics_pipeline.storage import batches, dead_letters, offsets, partition_state, pending_work, raw_events
+from analytics_pipeline.storage.domain_numbers import DomainNumbers
 from analytics_pipeline.storage.engine import Connection, connection
 from analytics_pipeline.storage.locks import lock_raw_commits
 from analytics_pipeline.storage.offsets import StoredOffset
+from analytics_pipeline.storage.pending_work import Invalidation, Scope
 from analytics_pipeline.storage.raw_events import EncodedRows
 
 log = structlog.get_logger(__name__)
@@ -52,6 +54,7 @@ class Drain:
         self._settings = settings
         self._engine = engine
         self._domains = domains
+        self._numbers = DomainNumbers(engine)
         self._reader = LogReader(settings)
         self._logs = LogKeeper(settings, engine, self._reader)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="drain-writer")
@@ -181,11 +184,20 @@ class Drain:
         letters = [letter for part in judged for letter in part.letters]
         dead_letters.write(conn, letters, batch_id)
         _assert_nothing_vanished(judged, written, len(letters))
-        ledger.add_raw_counts(conn, [(h.hour, h.domain, h.raw_rows, h.dead_letters) for h in hours])
-        ledger.add_marks(
+        numbers = self._numbers.numbers(h.domain for h in hours)
+        partition_state.add_raw_counts(
+            conn, [(numbers[h.domain], h.hour, h.raw_rows, h.dead_letters) for h in hours]
+        )
+        pending_work.add(
             conn,
             [
-                ledger.Mark("normalized_measurements", h.hour, h.domain, (batch_id,), "batch")
+                Invalidation(
+                    asset="normalized_measurements",
+                    domain_id=numbers[h.domain],
+                    hour=h.hour,
+                    scope=Scope(batches=(batch_id,)),
+                    reason="batch",
+                )
                 for h in hours
                 if h.raw_rows
             ],

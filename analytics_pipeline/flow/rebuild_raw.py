@@ -22,10 +22,12 @@ from analytics_pipeline.records import RAW_EVENTS, DomainOutcome, GateResult, Ho
 from analytics_pipeline.settings import Settings
 from analytics_pipeline.sources.kafka import LogReader, Position
 from analytics_pipeline.stages.raw import MessageSlice
-from analytics_pipeline.storage import dead_letters, ledger, raw_events, replay, retention
+from analytics_pipeline.storage import dead_letters, partition_state, pending_work, raw_events, replay, retention
+from analytics_pipeline.storage.domain_numbers import DomainNumbers
 from analytics_pipeline.storage.engine import Connection, connection
-from analytics_pipeline.storage.ledger import Mark
 from analytics_pipeline.storage.locks import hour_lock, lock_raw_commits
+from analytics_pipeline.storage.partition_state import PartitionState
+from analytics_pipeline.storage.pending_work import Invalidation
 from analytics_pipeline.storage.replay import BatchRange, Known, KnownSlice
 
 #: One read of a partition that is read again; a broker that is slower than this is not waited for.
@@ -50,16 +52,17 @@ def rebuild_raw(settings: Settings, engine: Engine, domains: Registry, hour: dat
     """
     started = time.monotonic()
     judge = Judge(bounds_at(settings, datetime.now(UTC)), settings)
-    with connection(engine) as conn, hour_lock(conn, RAW_EVENTS, hour, snapshot=False):
-        retention.kept_domains(conn, RAW_EVENTS, hour, list(domains.by_name))
+    with connection(engine) as conn, hour_lock(conn, RAW_EVENTS, hour):
+        retention.refuse_below_floor(conn, RAW_EVENTS, hour)
+        numbers = DomainNumbers(engine)
         slices = replay.read_known(conn, hour)
         slices += _missing(settings, conn, replay.batch_ranges(conn, hour))
         changes = _judge(judge, domains, slices)
         touched = {hour}
         for change in changes:
-            touched |= _apply(conn, change)
+            touched |= _apply(conn, change, numbers)
         lock_raw_commits(conn)  # only now: the drain goes on while Kafka is read again
-        outcomes = [_recount(conn, domain, hour, touched, run_id) for domain in _names(domains, changes)]
+        outcomes = [_recount(conn, numbers, domain, hour, touched, run_id) for domain in _names(domains, changes)]
         conn.commit()
     return HourOutcome(RAW_EVENTS, hour, "full", tuple(outcomes), time.monotonic() - started)
 
@@ -168,7 +171,7 @@ def _differs(judged: JudgedSlice, known: KnownSlice) -> npt.NDArray[np.bool_]:
     return differs
 
 
-def _apply(conn: Connection, change: _Change) -> set[datetime]:
+def _apply(conn: Connection, change: _Change, numbers: DomainNumbers) -> set[datetime]:
     """Write one slice's changes; returns the hours whose raw events are others now."""
     part, known = change.known.messages, change.known
     rows = np.flatnonzero(change.differs)
@@ -190,26 +193,34 @@ def _apply(conn: Connection, change: _Change) -> set[datetime]:
     if known.where is Known.RAW:
         times += known.event_time_us[rows].tolist()
     hours = {hour_of(from_us(one)) for one in times}
-    ledger.add_marks(
-        conn,
-        [
-            Mark("normalized_measurements", hour, change.judged.domain, None, "raw events rebuilt")
-            for hour in sorted(hours)
-            if change.judged.domain != UNKNOWN_DOMAIN
-        ],
-    )
+    if change.judged.domain != UNKNOWN_DOMAIN:
+        number = numbers.number(change.judged.domain)
+        pending_work.add(
+            conn,
+            [
+                Invalidation(
+                    asset="normalized_measurements", domain_id=number, hour=hour, reason="raw events rebuilt"
+                )
+                for hour in sorted(hours)
+            ],
+        )
     return hours
 
 
 def _recount(
-    conn: Connection, domain: str, hour: datetime, touched: Iterable[datetime], run_id: str
+    conn: Connection,
+    numbers: DomainNumbers,
+    domain: str,
+    hour: datetime,
+    touched: Iterable[datetime],
+    run_id: str,
 ) -> DomainOutcome:
     outcome = DomainOutcome(domain, 0, 0, 0, 0, GateResult(RAW_EVENTS, domain, 0))
     for one in sorted(touched):
         raw, dead = raw_events.count_hour(conn, domain, one), dead_letters.count(conn, RAW_EVENTS, one, domain)
         if raw or dead:
-            state = ledger.PairState(raw, raw + dead, dead)
-            ledger.write_state(conn, RAW_EVENTS, one, domain, state, {}, run_id)
+            state = PartitionState(rows=raw, rows_failed=dead)
+            partition_state.write_states(conn, RAW_EVENTS, {(numbers.number(domain), one): state}, run_id)
         if one == hour:
             outcome = replace(
                 outcome, rows=raw, written=raw, dead_letters=dead, rows_seen=raw + dead, rows_failed=dead

@@ -38,7 +38,7 @@ log = structlog.get_logger(__name__)
 #: the fork leaves its children with locks that nobody opens.
 PRELOADED = (
     "analytics_pipeline.definitions",
-    "analytics_pipeline.flow.derive",
+    "analytics_pipeline.assets.derive",
     "analytics_pipeline.flow.rebuild_raw",
     "great_expectations",
     "polars",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from analytics_pipeline.orchestration.fingerprint import LOADED
 from analytics_pipeline.records import DerivedName, DrainOutcome, HourOutcome, Mode
 from analytics_pipeline.settings import Settings
 from analytics_pipeline.storage.engine import Connection, connection, engine_for
@@ -16,8 +17,8 @@ from analytics_pipeline.storage.engine import Connection, connection, engine_for
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+    from analytics_pipeline.assets.derive import Derived, Deriver
     from analytics_pipeline.domains import Registry
-    from analytics_pipeline.flow.derive import Deriver
     from analytics_pipeline.flow.drain import Drain
 
 #: Held for as long as a tick drains. A tick that Dagster gave up waiting for goes on in its thread: the next
@@ -61,12 +62,26 @@ class Pipeline:
 
     def derive(self, asset: DerivedName, hour: datetime, mode: Mode, run_id: str) -> HourOutcome:
         """One hour of a derived asset, committed."""
-        from analytics_pipeline.flow.derive import Deriver
+        return self._deriver().derive(asset, hour, mode, run_id)
+
+    def derive_hours(
+        self,
+        asset: DerivedName,
+        hours: Sequence[datetime],
+        mode: Mode,
+        run_id: str,
+        domains: Sequence[str] | None = None,
+    ) -> Derived:
+        """Some hours of a derived asset, committed slice by slice."""
+        return self._deriver().derive_hours(asset, hours, mode, run_id, domains=domains)
+
+    def _deriver(self) -> Deriver:
+        from analytics_pipeline.assets.derive import Deriver
 
         pid = os.getpid()
         if pid not in self._derivers:
-            self._derivers[pid] = Deriver(self.settings, self.engine, self.domains)
-        return self._derivers[pid].derive(asset, hour, mode, run_id)
+            self._derivers[pid] = Deriver(self.settings, self.engine, self.domains, code_version=LOADED)
+        return self._derivers[pid]
 
     def rebuild_raw(self, hour: datetime, run_id: str) -> HourOutcome:
         """One hour of raw events, read again from Kafka, committed."""

@@ -41,7 +41,7 @@ from analytics_pipeline.settings import Settings
 from analytics_pipeline.storage.batches import batches_after
 from analytics_pipeline.storage.claims import delete_claims, read_claims, write_claims
 from analytics_pipeline.storage.engine import Connection
-from analytics_pipeline.storage.ledger import pending, pending_count
+from analytics_pipeline.storage.pending_work import actionable_hours, live_items
 from analytics_pipeline.storage.profile import raw_totals
 
 log = structlog.get_logger(__name__)
@@ -92,7 +92,7 @@ def tick(
     with pipeline.connection() as conn:
         selection = _select(pipeline.settings, conn, cursor, now)
         totals = raw_totals(conn, list(selection.shares))
-        plan = _plan(pipeline.settings, instance, conn, unfinished, now)
+        plan = _plan(pipeline.settings, instance, conn, unfinished, now, list(pipeline.domains.by_name))
         if claims:
             conn.commit()
     forget_drained_verdicts(instance, [key_of(hour) for hour in selection.shares])
@@ -111,14 +111,19 @@ def tick(
 def _drain(pipeline: Pipeline, now: datetime) -> str:
     """Drain unless something speaks against it; what happened, in words for people."""
     with pipeline.connection() as conn:
-        waiting = pending_count(conn)
+        waiting = live_items(
+            conn,
+            hour_of(now) - HOUR,
+            domains=list(pipeline.domains.by_name),
+            code_version=fingerprint.LOADED,
+        )
     limit = pipeline.settings.backpressure_pending
     if not DRAIN_LOCK.acquire(blocking=False):
         return "an earlier tick is still draining"
     try:
         if waiting > limit:
             return (
-                f"paused by backpressure: {waiting} pending, limit {limit} (BACKPRESSURE_PENDING); "
+                f"paused by backpressure: {waiting} items of live work pending, limit {limit} (BACKPRESSURE_PENDING); "
                 f"Kafka keeps the rest, lag {pipeline.look()}"
             )
         outcome = pipeline.drain(now)
@@ -152,12 +157,15 @@ def _plan(
     conn: Connection,
     unfinished: Sequence[UnfinishedRun],
     now: datetime,
+    domains: Sequence[str],
 ) -> Plan:
     claims = read_claims(conn)
     situation = Situation(
         now=now,
         first_hour=settings.partitions_start,
-        pending=pending(conn),
+        pending=actionable_hours(
+            conn, domains=domains, since=settings.partitions_start, code_version=fingerprint.LOADED
+        ),
         claims=claims,
         runs=claimed_runs(instance, unfinished, (claim.claim for claim in claims.values())),
         busy=busy_hours(unfinished, hour_of(now) - HOUR),

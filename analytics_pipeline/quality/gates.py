@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analytics_pipeline.domains.base import Expect
+from analytics_pipeline.domains.base import Domain, Expect
 from analytics_pipeline.errors import PipelineError
 from analytics_pipeline.records import SAMPLE_ROWS, AssetName, ExpectationOutcome, GateResult
 
@@ -35,23 +35,19 @@ class GateError(PipelineError):
 
 @dataclass(frozen=True)
 class GateSuite:
-    """What the rows of one asset and domain must hold to.
+    """What the rows of one asset must hold to, of one domain or of several together.
 
     Attributes:
         expectations: in the order in which a row's first reason is chosen.
         measures: from the asset's frame, the columns that the expectations look at, one row for one. Numbers
             derived here with polars are cheaper to judge than texts. Expectations skip what is null, so what
             must be there is measured as infinite where it is missing: see `required`.
-        max_failed_ratio: above this share of failed rows the whole (domain, hour) is quarantined …
-        min_rows: … once it holds this many: two bad rows of three say little.
     """
 
     asset: AssetName
     domain: str
     expectations: tuple[Expect, ...]
     measures: Callable[[pl.DataFrame], pl.DataFrame] = field(compare=False)
-    max_failed_ratio: float = 0.5
-    min_rows: int = 100
 
     def __post_init__(self) -> None:
         for expect in self.expectations:
@@ -62,9 +58,9 @@ class GateSuite:
                 )
 
 
-def quarantines(suite: GateSuite, rows_seen: int, rows_failed: int) -> bool:
-    """Whether a (domain, hour) is refused as a whole. Both counts are over its whole content so far."""
-    return rows_seen >= suite.min_rows and rows_failed > suite.max_failed_ratio * rows_seen
+def quarantines(domain: Domain, rows_seen: int, rows_failed: int) -> bool:
+    """Whether a domain partition is refused as a whole. Both counts are over its whole content so far."""
+    return rows_seen >= domain.min_gate_rows and rows_failed > domain.max_failed_ratio * rows_seen
 
 
 def required(*columns: str) -> list[pl.Expr]:

@@ -8,7 +8,8 @@ and search dead letters by them.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -22,6 +23,10 @@ from analytics_pipeline.settings import Settings
 
 #: The largest finite double: what lies beyond is infinite.
 LARGEST = sys.float_info.max
+
+#: The greatest magnitude of a measurement: beyond, the sum of squared deviations of ten million samples would be
+#: infinite, (2e150)² · 1e7 = 4e307. Sentinels such as 1.797e308, with which devices say "invalid", are beyond.
+LARGEST_VALUE = 1e150
 
 #: Names of tenants, machines, metrics: longer than any real one, and short enough for an index row.
 MAX_NAME_BYTES = 256
@@ -40,10 +45,11 @@ NAME_COLUMNS = ("tenant_id", "factory_id", "machine_id", "station_id", "sensor_i
 Measures = Callable[[pl.DataFrame], pl.DataFrame]
 
 
-def suite_for(asset: AssetName, domain: Domain, settings: Settings) -> GateSuite:
-    """The suite of one asset and domain.
+def suite_for(asset: AssetName, domains: Domain | Sequence[tuple[Domain, int]], settings: Settings) -> GateSuite:
+    """The suite of one asset, for the rows of one domain, or of several with their numbers.
 
-    Frames, one row for one (further columns are ignored unless a domain's expectation names them):
+    Frames, one row for one (further columns are ignored unless a domain's expectation names them). Of several
+    domains, the column ``domain_id`` tells whose a row is:
 
     * raw_events: ``ahead_s, since_start_s, since_floor_s, payload_bytes``
     * normalized_measurements: ``value`` and, of `NAME_COLUMNS`, those that it has; ``metric`` always
@@ -51,21 +57,58 @@ def suite_for(asset: AssetName, domain: Domain, settings: Settings) -> GateSuite
     * anomalies: ``severity, value, score``
     * kpis: ``kpi, value, reason, numerator, denominator``
     """
-    return _suite(asset, domain, settings.future_tolerance_s, settings.max_message_bytes)
+    known = ((domains, 0),) if isinstance(domains, Domain) else tuple(domains)
+    return _suite(asset, known, settings.future_tolerance_s, settings.max_message_bytes)
 
 
 @lru_cache(maxsize=256)
-def _suite(asset: AssetName, domain: Domain, future_tolerance_s: int, max_message_bytes: int) -> GateSuite:
+def _suite(
+    asset: AssetName, domains: tuple[tuple[Domain, int], ...], future_tolerance_s: int, max_message_bytes: int
+) -> GateSuite:
     if asset == "raw_events":
         common = _raw_events(future_tolerance_s, max_message_bytes)
     elif asset in _COMMON:
         common = _COMMON[asset]
     else:
         raise GateError(f"no gate for asset {asset!r}; there are raw_events, {', '.join(_COMMON)}")
-    own = tuple(expect for expect in domain.expectations if expect.asset == asset)
-    return GateSuite(
-        asset, domain.name, common + own, _MEASURES[asset], domain.max_failed_ratio, domain.min_gate_rows
-    )
+    own = [
+        (domain, number, expect)
+        for domain, number in domains
+        for expect in domain.expectations
+        if expect.asset == asset
+    ]
+    names = ", ".join(domain.name for domain, _ in domains)
+    if len(domains) == 1:
+        return GateSuite(asset, names, common + tuple(expect for *_, expect in own), _MEASURES[asset])
+    masked = tuple(replace(expect, column=_masked(expect.column, domain)) for domain, _, expect in own)
+    return GateSuite(asset, names, common + masked, _with_masks(_MEASURES[asset], own))
+
+
+def _masked(column: str, domain: Domain) -> str:
+    return f"{column} of {domain.name}"
+
+
+def _with_masks(measures: Measures, own: Sequence[tuple[Domain, int, Expect]]) -> Measures:
+    """The measures, and for each expectation of a single domain its column: null, so skipped, where a row is
+    another domain's; infinite where its own value is missing."""
+    if not own:
+        return measures
+
+    def measured(frame: pl.DataFrame) -> pl.DataFrame:
+        found = measures(frame)
+        columns = {}
+        for domain, number, expect in own:
+            source = found if expect.column in found.columns else frame
+            if expect.column not in source.columns:
+                raise GateError(f"gate of {expect.asset}, {domain.name}: no column {expect.column!r}")
+            column = source[expect.column]
+            if column.dtype.is_numeric():
+                column = column.cast(pl.Float64).fill_null(np.inf).fill_nan(np.inf)
+            mine = frame["domain_id"] == number
+            columns[_masked(expect.column, domain)] = pl.select(pl.when(mine).then(column)).to_series()
+        return found.with_columns(**columns)
+
+    return measured
 
 
 def _between(asset: AssetName, column: str, reason: str, **bounds: Any) -> Expect:
@@ -84,6 +127,7 @@ def _raw_events(future_tolerance_s: int, max_message_bytes: int) -> tuple[Expect
 _COMMON: Mapping[str, tuple[Expect, ...]] = {
     "normalized_measurements": (
         _between("normalized_measurements", "value", "not_finite", min_value=-LARGEST, max_value=LARGEST),
+        _between("normalized_measurements", "magnitude", "value_out_of_range", max_value=LARGEST_VALUE),
         _between("normalized_measurements", "metric_bytes", "metric_missing", min_value=1),
         _between("normalized_measurements", "shortest_name_bytes", "name_empty", min_value=1),
         _between("normalized_measurements", "longest_name_bytes", "name_too_long", max_value=MAX_NAME_BYTES),
@@ -125,11 +169,21 @@ def _raw_measures(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _measurement_measures(frame: pl.DataFrame) -> pl.DataFrame:
+    names = frame if "metric_bytes" in frame.columns else name_measures(frame)
+    value = frame.select(required("value")).to_series()
+    # What is not finite at all has a reason of its own.
+    magnitude = pl.select(pl.when(value.is_finite()).then(value.abs()).otherwise(0.0)).to_series()
+    return pl.DataFrame({"value": value, "magnitude": magnitude}).with_columns(
+        names[column] for column in ("metric_bytes", "shortest_name_bytes", "longest_name_bytes", "nul_characters")
+    )
+
+
+def name_measures(frame: pl.DataFrame) -> pl.DataFrame:
+    """What the gate of measurements looks at of names: a row per series will do, for its many samples."""
     names = [pl.col(name).cast(pl.String) for name in NAME_COLUMNS if name in frame.columns]
     lengths = [name.str.len_bytes() for name in names]
     nul = [name.str.contains("\0", literal=True).fill_null(value=False) for name in names]
     return frame.select(
-        *required("value"),
         pl.col("metric").str.len_bytes().fill_null(0).alias("metric_bytes"),
         # A name may be absent; one that is there may not be empty.
         pl.min_horizontal(lengths).fill_null(1).alias("shortest_name_bytes"),

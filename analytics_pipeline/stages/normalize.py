@@ -19,7 +19,7 @@ import polars as pl
 
 from analytics_pipeline.domains.base import Domain, SeriesKey, SeriesTuple
 from analytics_pipeline.stages.payload_bytes import Keys, duplicate_keys
-from analytics_pipeline.stages.raw import PAYLOAD_ERRORS, Refusal, explain
+from analytics_pipeline.stages.raw import ERROR_CHARACTERS, PAYLOAD_ERRORS, Refusal, explain
 
 Ints = npt.NDArray[np.int64]
 #: Payloads decoded in one go: few enough to stay in the processor's cache, and to be gone through again one by
@@ -53,17 +53,20 @@ class Samples:
     keys: list[SeriesKey]
     refusals: dict[int, Refusal]
 
+    def names_frame(self) -> pl.DataFrame:
+        """The names of the series, a row per series."""
+        return pl.DataFrame(self.keys, schema=dict.fromkeys(SeriesKey._fields, pl.String()), orient="row")
+
     def gate_frame(self) -> pl.DataFrame:
-        """What the gate judges: ``value`` and the names of the series, a row a sample."""
-        names = {
-            field: pl.Series([key[at] for key in self.keys], dtype=pl.String).gather(self.series)
-            for at, field in enumerate(SeriesKey._fields)
-        }
-        return pl.DataFrame({"value": self.value, **names})
+        """What the gate validates: ``value`` and the names of the series, a row per sample."""
+        names = self.names_frame()
+        return pl.DataFrame(
+            {"value": self.value, **{name: names[name].gather(self.series) for name in names.columns}}
+        )
 
 
 def decode_samples(payloads: Sequence[bytes], domain: Domain) -> Samples:
-    """The samples of raw payloads. Nothing is raised for a payload that cannot be read."""
+    """The samples of raw payloads. A payload that cannot be read, or on which the domain fails, raises nothing."""
     index: dict[SeriesTuple, int] = {}
     refusals: dict[int, Refusal] = {}
     parts = [
@@ -89,24 +92,32 @@ def _decode_chunk(
     """Row, ordinal, sample key, series and value of a chunk's samples; adds to ``index`` and ``refusals``."""
     decode, take = msgspec.json.Decoder(domain.payload).decode, domain.samples
     try:
-        taken = list(map(take, map(decode, payloads)))  # in C: every message passes here
-    except PAYLOAD_ERRORS:
+        return _columns(list(map(take, map(decode, payloads))), first, index)  # in C: every message passes here
+    except Exception:  # noqa: BLE001
+        # One of them cannot be read, or the domain fails on it: each by itself, so that the others are.
         taken = [
             _samples_or_none(payload, at, decode, take, refusals) for at, payload in enumerate(payloads, first)
         ]
+        return _columns(taken, first, index)
+
+
+def _columns(
+    taken: Sequence[Sequence[tuple[SeriesTuple, float, int]]], first: int, index: dict[SeriesTuple, int]
+) -> _Columns:
     counts = np.fromiter(map(len, taken), np.int64, len(taken))
     samples = list(chain.from_iterable(taken))
     if not samples:
         return _NO_SAMPLES
     keys, values, sample_keys = zip(*samples, strict=True)
+    value, sample_key = np.array(values, np.float64), np.array(sample_keys, np.int64)
     for key in dict.fromkeys(keys):
         index.setdefault(key, len(index))
     return (
         first + np.repeat(np.arange(len(taken)), counts),
         np.arange(len(samples)) - np.repeat(np.cumsum(counts) - counts, counts),
-        np.array(sample_keys, np.int64),
+        sample_key,
         np.fromiter(map(index.__getitem__, keys), np.int64, len(keys)),
-        np.array(values, np.float64),
+        value,
     )
 
 
@@ -118,10 +129,15 @@ def _samples_or_none(
     refusals: dict[int, Refusal],
 ) -> Sequence[tuple[SeriesTuple, float, int]]:
     try:
-        return take(decode(payload))
+        samples = take(decode(payload))
+        _columns([samples], 0, {})
     except PAYLOAD_ERRORS as error:
         refusals[row] = explain(payload, error)
-        return ()
+    except Exception as error:  # noqa: BLE001
+        refusals[row] = Refusal("domain_error", f"{type(error).__name__}: {error}"[:ERROR_CHARACTERS])
+    else:
+        return samples
+    return ()
 
 
 def _with_duplicate_keys(

@@ -12,9 +12,10 @@ from datetime import datetime
 
 from analytics_pipeline.errors import OffsetConflictError, PipelineError
 from analytics_pipeline.records import DERIVED
+from analytics_pipeline.storage import pending_work
 from analytics_pipeline.storage.engine import Connection
-from analytics_pipeline.storage.ledger import Mark, add_marks
 from analytics_pipeline.storage.offsets import Gap, StoredOffset, read_offsets, record_gaps
+from analytics_pipeline.storage.pending_work import Invalidation
 
 SKIPPED = "skipped by hand: offsets seek"
 RELEASED = "released"
@@ -136,20 +137,23 @@ def accept_gaps(conn: Connection, gap_ids: Sequence[int], by: str) -> list[int]:
 
 
 def release(conn: Connection, asset: str, hour: datetime, domain: str) -> None:
-    """Let a quarantined pair through: it is evaluated again, its good rows are written, its bad ones stay out.
+    """Let a quarantined domain partition through: it is evaluated again, its good rows are written, rows that fail
+    stay out.
 
     Raises:
-        RefusedError: the pair is not in quarantine.
+        RefusedError: it is not in quarantine.
     """
     with conn.cursor() as cursor:
         cursor.execute(
             "UPDATE partition_state SET status = 'released', updated_at = now() "
-            "WHERE asset = %s AND hour = %s AND domain = %s AND status = 'quarantined'",
+            "WHERE asset = %s AND hour = %s AND status = 'quarantined' "
+            "AND domain_id = (SELECT domain_id FROM domain_number WHERE domain = %s) RETURNING domain_id",
             (asset, hour, domain),
         )
-        if cursor.rowcount != 1 or asset not in DERIVED:
+        row = cursor.fetchone()
+        if row is None or asset not in DERIVED:
             raise RefusedError(
                 f"{asset}, {hour:%Y-%m-%dT%H:%MZ}, {domain} is not in quarantine; "
                 "'analytics-pipeline gates list' shows what is"
             )
-    add_marks(conn, [Mark(asset, hour, domain, None, RELEASED)])
+    pending_work.add(conn, [Invalidation(asset=asset, domain_id=row[0], hour=hour, reason=RELEASED)])

@@ -96,6 +96,17 @@ def forget(connection: Connection, stage: str, hour: datetime, domain: str) -> i
         return int(cursor.rowcount)
 
 
+def forget_all(connection: Connection, stage: str, keys: Sequence[tuple[datetime, str]]) -> None:
+    """Drop a stage's letters of some (hour, domain) before that stage is rebuilt."""
+    if keys:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "DELETE FROM dead_letters d USING unnest(%s::timestamptz[], %s::text[]) w (hour, domain) "
+                "WHERE d.hour = w.hour AND d.stage = %s AND d.domain = w.domain",
+                ([key[0] for key in keys], [key[1] for key in keys], stage),
+            )
+
+
 def count(connection: Connection, stage: str, hour: datetime, domain: str) -> int:
     """A stage's letters of an hour."""
     with connection.cursor() as cursor:

@@ -8,7 +8,7 @@ from typing import Any
 
 from analytics_pipeline.records import DERIVED
 from analytics_pipeline.storage.engine import Connection
-from analytics_pipeline.storage.ledger import ACTIONABLE
+from analytics_pipeline.storage.pending_work import ACTIONABLE
 
 DEAD_LETTER_REASONS_SHOWN = 10
 
@@ -57,10 +57,12 @@ class GatedPair:
 
 
 @dataclass(frozen=True, slots=True)
-class FailedHour:
-    """An hour whose last run failed, and when it is tried again."""
+class FailedPartition:
+    """A domain partition whose last computation failed, or an hour whose run did; and when it is tried again."""
 
+    asset: str
     hour: datetime
+    domain: str
     attempt: int
     next_try_at: datetime
     error: str
@@ -77,7 +79,7 @@ class Overview:
     final_until: dict[str, datetime]
     waiting: tuple[Waiting, ...]
     gated: tuple[GatedPair, ...]
-    failed: tuple[FailedHour, ...]
+    failed: tuple[FailedPartition, ...]
     open_gaps: int
     dead_letters_last_day: dict[str, int]
 
@@ -124,8 +126,9 @@ def read_partitions(conn: Connection) -> tuple[PartitionLag, ...]:
 def _waiting(conn: Connection) -> tuple[Waiting, ...]:
     with conn.cursor() as cursor:
         cursor.execute(
-            "SELECT m.asset, count(DISTINCT m.hour), count(*), sum(m.marks)::bigint, min(m.oldest_at) "
-            f"{ACTIONABLE} GROUP BY m.asset"
+            "SELECT w.asset, count(DISTINCT w.hour), count(*), sum(w.items)::bigint, min(w.oldest_at) "
+            f"{ACTIONABLE} GROUP BY w.asset",
+            {"domains": None, "since": None, "code_version": ""},
         )
         waiting = [Waiting(*row) for row in cursor.fetchall()]
     return tuple(sorted(waiting, key=lambda one: DERIVED.index(one.asset)))
@@ -135,18 +138,24 @@ def read_gated(conn: Connection) -> tuple[GatedPair, ...]:
     """Pairs in quarantine, and pairs that a person let through and that still hold failing rows, by hour."""
     with conn.cursor() as cursor:
         cursor.execute(
-            "SELECT s.asset, s.hour, s.domain, s.status, s.rows_seen, s.rows_failed, count(m.mark_id), "
-            "s.updated_at, s.detail FROM partition_state s LEFT JOIN pending_mark m USING (asset, hour, domain) "
-            "WHERE s.status <> 'open' GROUP BY s.asset, s.hour, s.domain ORDER BY s.hour, s.asset, s.domain"
+            "SELECT s.asset, s.hour, d.domain, s.status, coalesce((s.detail->>'rows_seen')::bigint, s.rows), "
+            "s.rows_failed, (SELECT count(*) FROM pending_work w WHERE w.asset = s.asset AND w.hour = s.hour "
+            "AND w.domain_id = s.domain_id), s.updated_at, s.detail FROM partition_state s "
+            "JOIN domain_number d USING (domain_id) WHERE s.status <> 'open' ORDER BY s.hour, s.asset, d.domain"
         )
         return tuple(GatedPair(*row) for row in cursor.fetchall())
 
 
-def _failed(conn: Connection) -> tuple[FailedHour, ...]:
+def _failed(conn: Connection) -> tuple[FailedPartition, ...]:
     with conn.cursor() as cursor:
         cursor.execute(
-            "SELECT c.hour, c.attempt, c.next_try_at, c.last_error FROM hour_claim c "
-            "WHERE c.last_error IS NOT NULL AND EXISTS (SELECT FROM pending_mark m WHERE m.hour = c.hour) "
+            "SELECT f.asset, f.hour, d.domain, f.attempts, f.next_try_at, f.error FROM partition_failure f "
+            "JOIN domain_number d USING (domain_id) ORDER BY f.attempts DESC, f.hour, f.asset, d.domain"
+        )
+        partitions = [FailedPartition(*row) for row in cursor.fetchall()]
+        cursor.execute(
+            "SELECT 'run', c.hour, '', c.attempt, c.next_try_at, c.last_error FROM hour_claim c "
+            "WHERE c.last_error IS NOT NULL AND EXISTS (SELECT FROM pending_work w WHERE w.hour = c.hour) "
             "ORDER BY c.attempt DESC, c.hour"
         )
-        return tuple(FailedHour(*row) for row in cursor.fetchall())
+        return (*partitions, *(FailedPartition(*row) for row in cursor.fetchall()))

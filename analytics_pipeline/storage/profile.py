@@ -6,18 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from analytics_pipeline.assets.catalog import BY_NAME
 from analytics_pipeline.records import HOUR, AssetName
 from analytics_pipeline.storage.engine import Connection
 
 MINUTES_PER_HOUR = 60
-
-#: The column that says when, and what a row stands for. KPIs are one row an hour: nothing to plot.
-_PLOTTED: dict[AssetName, tuple[str, str]] = {
-    "raw_events": ("event_time", "TRUE"),
-    "normalized_measurements": ("event_time", "TRUE"),
-    "window_aggregates": ("bucket_start", "window_s = (SELECT min(window_s) FROM window_aggregates)"),
-    "anomalies": ("bucket_start", "TRUE"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +34,14 @@ def raw_totals(conn: Connection, hours: Sequence[datetime]) -> dict[datetime, Ra
 
 def rows_per_minute(conn: Connection, asset: AssetName, hour: datetime) -> list[int]:
     """Sixty counts, or none for an asset that has nothing to plot."""
-    if asset not in _PLOTTED:
+    spec = BY_NAME[asset]
+    if spec.plot is None:
         return []
-    time_column, condition = _PLOTTED[asset]
+    time_column, condition = spec.table.time_column, spec.plot
     counts = [0] * MINUTES_PER_HOUR
     with conn.cursor() as cursor:
         cursor.execute(
-            f"SELECT extract(minute FROM {time_column})::int, count(*) FROM {asset} "
+            f"SELECT extract(minute FROM {time_column})::int, count(*) FROM {spec.table.name} "
             f"WHERE {time_column} >= %s AND {time_column} < %s AND {condition} GROUP BY 1",
             (hour, hour + HOUR),
         )

@@ -191,6 +191,18 @@ class StoredRows:
         return len(self.payload)
 
 
+def pick_stored(rows: StoredRows, chosen: npt.NDArray[np.int64]) -> StoredRows:
+    """Some of the rows."""
+    return StoredRows(
+        log_id=rows.log_id[chosen],
+        partition=rows.partition[chosen],
+        offset=rows.offset[chosen],
+        kafka_time_us=rows.kafka_time_us[chosen],
+        event_time_us=rows.event_time_us[chosen],
+        payload=[rows.payload[at] for at in chosen.tolist()],
+    )
+
+
 _STORED = FixedTable(
     (
         ("log_id", "int4"),

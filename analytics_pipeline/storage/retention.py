@@ -14,13 +14,21 @@ from datetime import datetime, timedelta
 from analytics_pipeline.errors import BelowRetentionError
 from analytics_pipeline.records import DERIVED, HOUR, RAW_EVENTS, AssetName, hour_of
 from analytics_pipeline.storage.engine import Connection
+from analytics_pipeline.storage.input_versions import raise_version
 
 #: Tables by event time; every row belongs to the hour that holds its time.
 _BY_TIME = {"raw_events": "event_time", "events": "event_time", "normalized_measurements": "event_time"}
 #: Tables by window; a window that reaches beyond the floor stays whole.
 _BY_WINDOW = ("window_aggregates", "anomalies", "kpis", "event_rollups")
 #: Tables by hour.
-_BY_HOUR = ("dead_letters", "ingest_batch_hour", "pending_mark", "hour_claim", "partition_state")
+_BY_HOUR = (
+    "dead_letters",
+    "ingest_batch_hour",
+    "pending_work",
+    "hour_claim",
+    "partition_state",
+    "partition_failure",
+)
 
 
 @dataclass
@@ -37,24 +45,32 @@ def floor_hour(now: datetime, retention_days: int) -> datetime | None:
     return hour_of(now - timedelta(days=retention_days)) if retention_days else None
 
 
-def kept_domains(conn: Connection, asset: AssetName, hour: datetime, domains: Sequence[str]) -> list[str]:
-    """The domains whose hour retention has not taken.
+def kept_keys(
+    conn: Connection, asset: AssetName, keys: Sequence[tuple[str, datetime]]
+) -> set[tuple[str, datetime]]:
+    """Of some (domain, hour), those that retention has not taken."""
+    floors = _floors(conn, asset)
+    return {key for key in keys if key[0] not in floors or key[1] >= floors[key[0]]}
+
+
+def refuse_below_floor(conn: Connection, asset: AssetName, hour: datetime) -> None:
+    """For a person who asks for an hour that retention has taken from each domain.
 
     Raises:
-        BelowRetentionError: there are domains, and it has taken the hour of each.
+        BelowRetentionError: says which hour is the first that is kept.
     """
-    with conn.cursor() as cursor:
-        cursor.execute(
-            "SELECT domain, floor_hour FROM retention_floor WHERE asset = %s AND floor_hour > %s", (asset, hour)
-        )
-        floors = dict(cursor.fetchall())
-    kept = [domain for domain in domains if domain not in floors]
-    if domains and not kept:
+    floors = _floors(conn, asset)
+    if floors and max(floors.values()) > hour:
         raise BelowRetentionError(
             f"{asset} {hour:%Y-%m-%d %H:%M}: retention has taken this hour, the first that is kept is "
             f"{max(floors.values()):%Y-%m-%d %H:%M}; it can be computed again once its raw events are restored"
         )
-    return kept
+
+
+def _floors(conn: Connection, asset: AssetName) -> dict[str, datetime]:
+    with conn.cursor() as cursor:
+        cursor.execute("SELECT domain, floor_hour FROM retention_floor WHERE asset = %s", (asset,))
+        return dict(cursor.fetchall())
 
 
 def expire(conn: Connection, domains: Iterable[str], now: datetime, retention_days: int) -> Expired:
@@ -73,7 +89,11 @@ def expire(conn: Connection, domains: Iterable[str], now: datetime, retention_da
 
 
 def _raise_floor(conn: Connection, domains: Iterable[str], floor: datetime) -> None:
-    """Written before anything is deleted, so that no hour is ever half there without a word. Never lowered."""
+    """Written before anything is deleted, so that no hour is ever half there without a word. Never lowered.
+
+    A slice that is being computed meanwhile sees at its commit that the version is another, and begins anew.
+    """
+    raise_version(conn, "retention")
     with conn.cursor() as cursor:
         for domain in domains:
             for asset in (RAW_EVENTS, *DERIVED):

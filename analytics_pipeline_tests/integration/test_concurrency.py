@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from analytics_pipeline.assets.derive import Deriver
 from analytics_pipeline.errors import OffsetConflictError
-from analytics_pipeline.flow.derive import Deriver
 from analytics_pipeline.flow.drain import Drain
 from analytics_pipeline.flow.rebuild_raw import rebuild_raw
 from analytics_pipeline.records import DERIVED, HOUR, DerivedName, DrainOutcome, hour_of

@@ -12,8 +12,8 @@ from typing import Any
 import psycopg2
 import pytest
 
+from analytics_pipeline.assets.derive import Deriver
 from analytics_pipeline.embedded import BrokerServer, PostgresServer, Supervisor
-from analytics_pipeline.flow.derive import Deriver
 from analytics_pipeline.flow.drain import Drain
 from analytics_pipeline.records import DERIVED, HOUR, DerivedName, hour_of
 from analytics_pipeline.sources.kafka import BrokerUnreachableError

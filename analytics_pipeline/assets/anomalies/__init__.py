@@ -1,0 +1,1 @@
+"""anomalies: what the detectors found in the windows."""

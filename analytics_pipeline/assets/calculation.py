@@ -1,0 +1,184 @@
+"""The contract between the one protocol and what each asset computes. No tables here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from analytics_pipeline.assets.spec import AssetSpec
+from analytics_pipeline.domains.base import Domain
+from analytics_pipeline.records import HOUR_US, GateResult, Region, to_us
+from analytics_pipeline.settings import Settings
+from analytics_pipeline.storage.engine import Connection
+from analytics_pipeline.storage.input_versions import InputVersions
+from analytics_pipeline.storage.limits import LimitDirectory
+from analytics_pipeline.storage.partition_state import PartitionState
+from analytics_pipeline.storage.pending_work import Invalidation, Pending
+from analytics_pipeline.storage.series import SeriesDirectory
+
+#: (domain number, hour): a domain partition of the asset at hand.
+Key = tuple[int, datetime]
+Ints = npt.NDArray[np.int64]
+
+#: In pending work: the windows longer than an hour that begin in this one, as a span of its seconds.
+LONGER_WINDOWS = (-1, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """One domain partition to compute, as the snapshot sees it.
+
+    Attributes:
+        pending: the pending work that the snapshot saw; None where there is none.
+        whole: replace the whole hour; else compute what ``pending`` names.
+    """
+
+    domain: Domain
+    domain_id: int
+    hour: datetime
+    pending: Pending | None
+    whole: bool
+    state: PartitionState
+
+    @property
+    def key(self) -> Key:
+        return self.domain_id, self.hour
+
+    @property
+    def hour_us(self) -> int:
+        return to_us(self.hour)
+
+    def regions(self, *, whole: bool = False) -> list[Region]:
+        """What is stale, as spans of time: first those of all series, then those of some."""
+        if whole or self.whole or self.pending is None or self.pending.whole:
+            return [Region(self.domain_id, self.hour_us, self.hour_us + HOUR_US)]
+        its = self.pending
+        return [
+            Region(self.domain_id, self.hour_us + begin * 1_000_000, self.hour_us + end * 1_000_000, series)
+            for series, spans in ((None, its.spans), (its.series, its.series_spans))
+            if series is None or series
+            for begin, end in spans
+            if begin >= 0
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a calculation may use besides its works: one snapshot of the database, and names.
+
+    ``gate`` validates rows that are about to be written; it may be asked several times for one slice, where the
+    slice is too large to be held at once.
+    """
+
+    connection: Connection
+    settings: Settings
+    series: SeriesDirectory
+    versions: InputVersions
+    gate: Callable[[pl.DataFrame, Sequence[Domain]], GateResult]
+    limit_rows: LimitDirectory
+    #: Of some domain partitions of window_aggregates, those that hold rows by what is committed now.
+    holding_windows: Callable[[Sequence[Key]], set[Key]]
+
+    def limits(self) -> pl.DataFrame:
+        """The specification limits, as the snapshot sees them."""
+        return self.limit_rows.rows(self.connection, self.versions.master_data)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validated:
+    """What the gate said of one domain partition, and what its limit counts.
+
+    ``rows_seen`` and ``rows_failed`` count over the whole content, as far as it is known before the write.
+    """
+
+    gate: GateResult
+    rows_seen: int
+    rows_failed: int
+    dead_letters: int = 0
+    late_rows: int = 0
+    withheld_series: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What a write did to one domain partition: rows that it holds now, rows written."""
+
+    rows: int
+    written: int
+    rows_failed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computed:
+    """A slice that is computed and validated, and not yet written.
+
+    ``write`` takes the domain partitions that may be written and returns what became of each, and what its
+    changes made stale.
+    """
+
+    validated: Mapping[Key, Validated]
+    write: Callable[[frozenset[Key]], tuple[Mapping[Key, Written], Sequence[Invalidation]]]
+
+
+class Calculation(Protocol):
+    """Computes one derived asset."""
+
+    spec: AssetSpec
+
+    def compute(self, context: Context, works: Sequence[Work]) -> Computed:
+        """Read, compute and validate; writes nothing."""
+        ...
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Finds the domain partition of rows: its place among the works of a slice, or −1."""
+
+    works: Sequence[Work]
+    _codes: Ints = field(init=False)
+    _places: Ints = field(init=False)
+
+    def __post_init__(self) -> None:
+        codes = np.array([_code(work.domain_id, work.hour_us // HOUR_US) for work in self.works], np.int64)
+        order = np.argsort(codes)
+        object.__setattr__(self, "_codes", codes[order])
+        object.__setattr__(self, "_places", order)
+
+    def of(self, domain_id: npt.NDArray[np.signedinteger] | int, time_us: Ints) -> Ints:
+        """The place of each row's domain partition in ``works``; −1 where the slice does not hold it."""
+        code = _code(np.asarray(domain_id, np.int64), time_us // HOUR_US)
+        at = np.minimum(np.searchsorted(self._codes, code), len(self._codes) - 1)
+        found: Ints = np.where(self._codes[at] == code, self._places[at], -1)
+        return found
+
+    def counts(self, part: Ints) -> list[int]:
+        """How many rows belong to each work."""
+        return [int(n) for n in np.bincount(part[part >= 0], minlength=len(self.works))]
+
+
+def _code(domain_id: Any, hour: Any) -> Any:
+    return domain_id * (1 << 32) + hour
+
+
+def split_gate(gate: GateResult, part: Ints, works: Sequence[Work]) -> list[GateResult]:
+    """What a gate said of a whole slice, by domain partition."""
+    rows = np.bincount(part, minlength=len(works))
+    reasons: list[dict[int, str]] = [{} for _ in works]
+    for row, reason in gate.reasons.items():
+        reasons[part[row]][row] = reason
+    return [
+        GateResult(
+            gate.asset,
+            work.domain.name,
+            int(rows[at]),
+            reasons[at],
+            tuple(gate.outcomes_of(reasons[at])) if reasons[at] else (),
+        )
+        for at, work in enumerate(works)
+    ]

@@ -1,0 +1,450 @@
+"""The one protocol by which every derived asset is computed, whoever asked for it.
+
+Lock the domain partitions of a slice, then open a snapshot; read pending work and inputs; compute; gate; write the
+slice, less what is quarantined; delete exactly the pending work that was read; ask for what depends on what changed;
+commit. A run that was asked for by pending work computes its scope; one that a person or a backfill started takes
+whole hours and replaces them.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import polars as pl
+import psycopg2
+import psycopg2.errors
+import structlog
+from sqlalchemy import Engine
+
+from analytics_pipeline.assets.anomalies.calculation import AnomalyCalculation
+from analytics_pipeline.assets.calculation import Calculation, Computed, Context, Key, Validated, Work, Written
+from analytics_pipeline.assets.kpis.calculation import KpiCalculation
+from analytics_pipeline.assets.measurements.calculation import MeasurementCalculation
+from analytics_pipeline.assets.slices import compose, halves, live_from
+from analytics_pipeline.assets.windows.calculation import WindowCalculation
+from analytics_pipeline.domains import Domain, Registry
+from analytics_pipeline.errors import BelowRetentionError
+from analytics_pipeline.flow.garbage import cycle_collection_paused
+from analytics_pipeline.quality.gates import quarantines, run_gate
+from analytics_pipeline.quality.suites import suite_for
+from analytics_pipeline.records import DerivedName, DomainOutcome, GateResult, HourOutcome, Mode
+from analytics_pipeline.settings import Settings
+from analytics_pipeline.storage import input_versions, outcomes, partition_state, pending_work, retention
+from analytics_pipeline.storage.domain_numbers import DomainNumbers
+from analytics_pipeline.storage.engine import Connection, connection
+from analytics_pipeline.storage.limits import LimitDirectory
+from analytics_pipeline.storage.locks import domain_partition_locks, lock_domain_commits, lock_inputs_shared
+from analytics_pipeline.storage.partition_state import PartitionState
+from analytics_pipeline.storage.pending_work import WHOLE, Invalidation, Scope
+from analytics_pipeline.storage.series import SeriesDirectory
+
+log = structlog.get_logger(__name__)
+
+#: Failing rows whose reasons are kept with a quarantined domain partition, for people.
+SAMPLE_REASONS = 20
+#: How often a slice begins anew after a serialization failure or a deadlock.
+MAX_RESTARTS = 5
+RESTART_JITTER_S = 0.2
+
+#: Begun anew: nothing is wrong with the slice, another transaction was in the way.
+RESTARTED = (psycopg2.errors.SerializationFailure, psycopg2.errors.DeadlockDetected)
+#: Never split for these: they say nothing of one domain partition.
+NOT_SPLIT = (MemoryError, psycopg2.OperationalError, psycopg2.InterfaceError, BelowRetentionError)
+
+
+class _InputsChangedError(Exception):
+    """The retention floor was raised while the slice was computed: begin anew."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionError:
+    """A domain partition that could not be computed."""
+
+    domain: str
+    hour: datetime
+    error: Exception
+
+
+@dataclass
+class Derived:
+    """What one call did: outcomes of what was committed, errors of what was not, and what others held meanwhile."""
+
+    outcomes: list[HourOutcome] = field(default_factory=list)
+    errors: list[PartitionError] = field(default_factory=list)
+    busy: list[Key] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """What a slice needs to know of the run that it is part of."""
+
+    asset: DerivedName
+    mode: Mode
+    run_id: str
+    domains: Mapping[int, Domain]
+    wait: bool = True
+
+
+class Deriver:
+    """Computes derived assets, slice by slice. Safe to use from several processes at once."""
+
+    def __init__(self, settings: Settings, engine: Engine, domains: Registry, *, code_version: str = "") -> None:
+        self._settings = settings
+        self._engine = engine
+        self._domains = domains
+        self._code_version = code_version
+        self._numbers = DomainNumbers(engine)
+        self._series = SeriesDirectory(engine)
+        self._limits = LimitDirectory()
+        calculations: tuple[Calculation, ...] = (
+            MeasurementCalculation(),
+            WindowCalculation(),
+            AnomalyCalculation(),
+            KpiCalculation(),
+        )
+        self._calculations: dict[str, Calculation] = {one.spec.name: one for one in calculations}
+
+    # ------------------------------------------------------------------ what callers use
+
+    def derive(self, asset: DerivedName, hour: datetime, mode: Mode, run_id: str) -> HourOutcome:
+        """Compute one hour of one asset; returns what was committed of it.
+
+        Raises:
+            BelowRetentionError: retention has taken the hour; nothing was changed.
+            Exception: what the first domain that failed raised; the others are committed.
+        """
+        done = self.derive_hours(asset, [hour], mode, run_id)
+        if done.errors:
+            raise done.errors[0].error
+        return done.outcomes[0] if done.outcomes else HourOutcome(asset, hour, mode, (), 0.0)
+
+    def derive_hours(
+        self,
+        asset: DerivedName,
+        hours: Sequence[datetime],
+        mode: Mode,
+        run_id: str,
+        *,
+        domains: Sequence[str] | None = None,
+        now: datetime | None = None,
+        on_slice: Callable[[], None] = lambda: None,
+    ) -> Derived:
+        """Compute some hours of one asset: of all enabled domains, or of those named.
+
+        A gate that fails does not raise: the outcome lists the domains that are quarantined, of which nothing was
+        written. A domain partition that raises is listed in ``errors``; the others are committed.
+
+        Args:
+            now: tells live hours from older ones.
+            on_slice: called after each commit.
+
+        Raises:
+            BelowRetentionError: retention has taken an hour that was asked for as a whole.
+        """
+        started = time.monotonic()
+        names = [name for name in self._domains.by_name if domains is None or name in domains]
+        numbers = self._numbers.numbers(names)
+        run = _Run(
+            asset=asset,
+            mode=mode,
+            run_id=run_id,
+            domains={number: self._domains.by_name[name] for name, number in numbers.items()},
+        )
+        done = Derived()
+        found: dict[datetime, list[DomainOutcome]] = {}
+        with cycle_collection_paused():
+            for keys in self._composed(run, hours, live_from(now or datetime.now(UTC))):
+                for key, outcome in self._slice(run, keys, done):
+                    found.setdefault(key[1], []).append(outcome)
+                on_slice()
+        took = time.monotonic() - started
+        wanted = sorted(found) if mode == "incremental" else hours
+        done.outcomes = [
+            HourOutcome(asset, hour, mode, tuple(sorted(found.get(hour, ()), key=lambda one: one.domain)), took)
+            for hour in wanted
+        ]
+        return done
+
+    # ------------------------------------------------------------------ composing slices
+
+    def _composed(self, run: _Run, hours: Sequence[datetime], first_live: datetime) -> list[list[Key]]:
+        with connection(self._engine) as conn:
+            if run.mode == "full":
+                keys = [(number, hour) for hour in hours for number in run.domains]
+            else:
+                keys = self._actionable(conn, run, hours)
+            rows = self._estimates(conn, run.asset, hours)
+        return compose(keys, lambda key: rows.get(key, 0), first_live)
+
+    def _actionable(self, conn: Connection, run: _Run, hours: Sequence[datetime]) -> list[Key]:
+        """Domain partitions with work that is not held and does not rest after a failure."""
+        failures = partition_state.read_failures(conn, run.asset, hours)
+        now = datetime.now(UTC)
+        return [
+            key
+            for key, pending in pending_work.read(conn, run.asset, hours).items()
+            if pending.fresh
+            and key[0] in run.domains
+            and not (
+                key in failures
+                and failures[key].next_try_at > now
+                and failures[key].code_version == self._code_version
+            )
+        ]
+
+    def _estimates(self, conn: Connection, asset: DerivedName, hours: Sequence[datetime]) -> dict[Key, int]:
+        """Rows that each domain partition is computed from, about."""
+        source = self._calculations[asset].spec.reads[0]
+        return {key: state.rows for key, state in partition_state.read_states(conn, source, hours).items()}
+
+    # ------------------------------------------------------------------ one slice, and what is split of it
+
+    def _slice(self, run: _Run, keys: Sequence[Key], done: Derived) -> Iterator[tuple[Key, DomainOutcome]]:
+        """Compute a slice; split it where it raises, until the guilty domain partition stands alone."""
+        try:
+            yield from self._with_restarts(run, keys)
+        except psycopg2.errors.LockNotAvailable:
+            done.busy += keys
+        except NOT_SPLIT:
+            raise
+        except Exception as error:  # noqa: BLE001
+            if len(keys) > 1:
+                log.warning("slice split", asset=run.asset, partitions=len(keys), error=str(error))
+                for half in halves(keys):
+                    yield from self._slice(run, half, done)
+                return
+            self._record_failure(run, keys[0], error)
+            done.errors.append(PartitionError(domain=run.domains[keys[0][0]].name, hour=keys[0][1], error=error))
+
+    def _with_restarts(self, run: _Run, keys: Sequence[Key]) -> list[tuple[Key, DomainOutcome]]:
+        for attempt in range(MAX_RESTARTS + 1):
+            try:
+                return self._compute(run, keys)
+            except (*RESTARTED, _InputsChangedError):
+                if attempt == MAX_RESTARTS:
+                    raise
+                time.sleep(random.random() * RESTART_JITTER_S * (attempt + 1))
+        raise AssertionError("unreachable")
+
+    def _record_failure(self, run: _Run, key: Key, error: Exception) -> None:
+        log.error(
+            "domain partition failed",
+            asset=run.asset,
+            hour=key[1].isoformat(),
+            domain=run.domains[key[0]].name,
+            error=f"{type(error).__name__}: {error}",
+            exc_info=error,
+        )
+        with suppress(psycopg2.Error), connection(self._engine) as conn:
+            partition_state.record_failure(
+                conn, run.asset, key, code_version=self._code_version, error=f"{type(error).__name__}: {error}"
+            )
+            conn.commit()
+
+    def _compute(self, run: _Run, keys: Sequence[Key]) -> list[tuple[Key, DomainOutcome]]:
+        started = time.monotonic()
+        with (
+            connection(self._engine) as conn,
+            domain_partition_locks(conn, run.asset, keys, wait=run.wait) as held,
+        ):
+            versions = input_versions.read(conn)
+            works = self._works(conn, run, held)
+            if not works:
+                return []
+            context = Context(
+                connection=conn,
+                settings=self._settings,
+                series=self._series,
+                versions=versions,
+                gate=lambda frame, domains: self._gate(run, frame, domains),
+                limit_rows=self._limits,
+                holding_windows=lambda wanted: self._holding_windows(conn, wanted),
+            )
+            computed = self._calculations[run.asset].compute(context, works)
+            found = self._write(run, context, works, computed, time.monotonic() - started)
+            self._commit(conn)
+        return found
+
+    # ------------------------------------------------------------------ reading
+
+    def _works(self, conn: Connection, run: _Run, keys: Sequence[Key]) -> list[Work]:
+        """The domain partitions to compute, as the snapshot sees them."""
+        hours = sorted({key[1] for key in keys})
+        kept = retention.kept_keys(conn, run.asset, [(run.domains[key[0]].name, key[1]) for key in keys])
+        states = partition_state.read_states(conn, run.asset, hours)
+        pending = pending_work.read(conn, run.asset, hours)
+        works = []
+        for key in keys:
+            domain, its = run.domains[key[0]], pending.get(key)
+            wanted = run.mode == "full" or (its is not None and its.fresh)
+            if wanted and (domain.name, key[1]) in kept:
+                works.append(
+                    Work(
+                        domain=domain,
+                        domain_id=key[0],
+                        hour=key[1],
+                        pending=its,
+                        whole=run.mode == "full" or its is None or its.whole,
+                        state=states.get(key, PartitionState()),
+                    )
+                )
+        if not works and run.mode == "full":
+            retention.refuse_below_floor(conn, run.asset, keys[0][1])
+        return works
+
+    def _gate(self, run: _Run, frame: pl.DataFrame, domains: Iterable[Domain]) -> GateResult:
+        numbers = {domain.name: number for number, domain in run.domains.items()}
+        present = sorted({domain.name: domain for domain in domains}.items())
+        return run_gate(
+            suite_for(run.asset, tuple((domain, numbers[name]) for name, domain in present), self._settings), frame
+        )
+
+    def _holding_windows(self, conn: Connection, wanted: Sequence[Key]) -> set[Key]:
+        """Of some domain partitions, those that hold windows by what is committed now.
+
+        A later hour may be computed at the same time, by a run that sees nothing of this one, and be judged before
+        this one commits. So runs that change windows of a domain commit one after the other from here on, and the
+        hours are looked up by another connection, which sees what this snapshot does not.
+        """
+        lock_domain_commits(conn, [key[0] for key in wanted])
+        with connection(self._engine) as committed:
+            return partition_state.hours_with_rows(committed, "window_aggregates", wanted)
+
+    # ------------------------------------------------------------------ writing
+
+    def _write(
+        self, run: _Run, context: Context, works: Sequence[Work], computed: Computed, took_s: float
+    ) -> list[tuple[Key, DomainOutcome]]:
+        conn = context.connection
+        refused = frozenset(work.key for work in works if self._refuses(run, work, computed.validated[work.key]))
+        accepted = frozenset(work.key for work in works) - refused
+        written, stale = computed.write(accepted)
+        pending_work.delete(conn, [one for work in works if work.pending for one in work.pending.work_ids])
+        self._hold(conn, run, works, computed, refused)
+        pending_work.add(conn, stale)
+        found = [(work.key, _outcome(work, computed.validated[work.key], written.get(work.key))) for work in works]
+        states = {
+            work.key: _state(work, computed.validated[work.key], written.get(work.key))
+            for work in works
+            if work.state != PartitionState() or work.key in refused or _holds(written.get(work.key))
+        }
+        partition_state.write_states(conn, run.asset, states, run.run_id)
+        partition_state.clear_failures(conn, run.asset, [work.key for work in works])
+        outcomes.write(
+            conn,
+            run.asset,
+            [(key[0], key[1], outcome) for key, outcome in found],
+            run_id=run.run_id,
+            mode=run.mode,
+            duration_s=took_s,
+        )
+        self._hold_inputs(run, context, works)
+        return found
+
+    def _refuses(self, run: _Run, work: Work, validated: Validated) -> bool:
+        if self._calculations[run.asset].spec.failed_rows == "withheld":
+            # A derived figure that fails is a fault of ours: it is never written, whoever released it.
+            return bool(validated.rows_failed) and not validated.withheld_series
+        return not _released(work) and quarantines(work.domain, validated.rows_seen, validated.rows_failed)
+
+    def _hold(
+        self, conn: Connection, run: _Run, works: Sequence[Work], computed: Computed, refused: frozenset[Key]
+    ) -> None:
+        """What was refused stays asked for, as held work: all of it, or the series that are withheld."""
+        held: list[Invalidation] = []
+        for work in works:
+            series = computed.validated[work.key].withheld_series
+            if work.key in refused:
+                scopes = work.pending.scopes() if work.pending and not work.whole else [WHOLE]
+            elif series:
+                scopes = [Scope(series=series)]
+            else:
+                continue
+            held += [
+                Invalidation(
+                    asset=run.asset, domain_id=work.domain_id, hour=work.hour, scope=scope, reason="quarantined"
+                )
+                for scope in scopes
+            ]
+        pending_work.add(conn, held, held=True)
+
+    def _hold_inputs(self, run: _Run, context: Context, works: Sequence[Work]) -> None:
+        """Keeps edits out until the commit, and looks whether what was read still stands.
+
+        Raises:
+            _InputsChangedError: the retention floor was raised meanwhile.
+        """
+        lock_inputs_shared(context.connection)
+        with connection(self._engine) as committed:
+            now = input_versions.read(committed)
+        if now.retention != context.versions.retention:
+            raise _InputsChangedError
+        if now.master_data != context.versions.master_data and run.asset in ("anomalies", "kpis"):
+            pending_work.add(
+                context.connection,
+                [
+                    Invalidation(asset=run.asset, domain_id=w.domain_id, hour=w.hour, reason="master_data")
+                    for w in works
+                ],
+            )
+
+    def _commit(self, conn: Connection) -> None:
+        conn.commit()
+
+
+def _released(work: Work) -> bool:
+    return work.state.status == "released"
+
+
+def _holds(written: Written | None) -> bool:
+    return written is not None and bool(written.rows or written.rows_failed)
+
+
+def _outcome(work: Work, validated: Validated, written: Written | None) -> DomainOutcome:
+    return DomainOutcome(
+        domain=work.domain.name,
+        rows=work.state.rows if written is None else written.rows,
+        written=0 if written is None else written.written,
+        dead_letters=0 if written is None else validated.dead_letters,
+        late_rows=validated.late_rows,
+        gate=validated.gate,
+        quarantined=written is None or bool(validated.withheld_series),
+        rows_seen=validated.rows_seen,
+        rows_failed=validated.rows_failed,
+    )
+
+
+def _state(work: Work, validated: Validated, written: Written | None) -> PartitionState:
+    detail = _detail(validated)
+    if written is None:
+        failed = validated.rows_failed
+        return replace(work.state, status="quarantined", rows_failed=failed, detail=detail)
+    failed = written.rows_failed or (validated.rows_failed if validated.withheld_series else 0)
+    if validated.withheld_series:
+        status = "quarantined"
+    else:
+        # A released domain partition stays released while rows of it fail.
+        status = "released" if _released(work) and validated.rows_failed else "open"
+    return PartitionState(rows=written.rows, rows_failed=failed, status=status, detail=detail)
+
+
+def _detail(validated: Validated) -> dict[str, Any]:
+    gate = validated.gate
+    if not validated.rows_failed:
+        return {}
+    found: dict[str, Any] = {
+        "rows": gate.rows,
+        "rows_seen": validated.rows_seen,
+        "rows_failed": validated.rows_failed,
+        "expectations": {f"{one.name}({one.column})": one.failed for one in gate.outcomes if one.failed},
+        "samples": dict(list(gate.reasons.items())[:SAMPLE_REASONS]),
+    }
+    if validated.withheld_series:
+        found["withheld_series"] = list(validated.withheld_series)
+    return found

@@ -1,0 +1,1 @@
+"""kpis: key figures per machine and hour."""

@@ -1,0 +1,153 @@
+"""window_aggregates and anomalies to kpis: the hour of each machine, from its base windows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import polars as pl
+
+from analytics_pipeline.assets import regions as area
+from analytics_pipeline.assets.anomalies.spec import TABLE as ANOMALIES
+from analytics_pipeline.assets.calculation import (
+    Computed,
+    Context,
+    Ints,
+    Key,
+    Parts,
+    Validated,
+    Work,
+    Written,
+    split_gate,
+)
+from analytics_pipeline.assets.kpis.spec import SPEC, TABLE
+from analytics_pipeline.assets.windows.spec import TABLE as WINDOWS
+from analytics_pipeline.master_data import limit_spans
+from analytics_pipeline.records import HOUR_S, HOUR_US, Region
+from analytics_pipeline.stages.kpis import machine_kpis
+from analytics_pipeline.storage import table_io
+from analytics_pipeline.storage.pending_work import Invalidation
+
+_WINDOWS = ("domain_id", "bucket_start", "series_id", "count_n", "min_val", "max_val")
+_ANOMALIES = ("domain_id", "bucket_start", "series_id")
+_MACHINE = ["tenant_id", "factory_id", "machine_id"]
+
+
+class KpiCalculation:
+    """Sums the hour of each machine that has something new."""
+
+    spec = SPEC
+
+    def compute(self, context: Context, works: Sequence[Work]) -> Computed:
+        machines = {work.key: _machines(context, work) for work in works}
+        frames = _frames(context, works, machines)
+        frame = pl.concat(frames) if frames else TABLE.empty()
+        parts = Parts(works)
+        part = _part_of(parts, frame)
+        gate = context.gate(frame, [work.domain for work in works])
+        return Computed(
+            validated={
+                work.key: Validated(gate=verdict, rows_seen=verdict.rows, rows_failed=len(verdict.reasons))
+                for work, verdict in zip(works, split_gate(gate, part, works), strict=True)
+            },
+            write=partial(_write, context, works, machines, frame, parts),
+        )
+
+
+def _machines(context: Context, work: Work) -> pl.DataFrame | None:
+    """The series of the machines that have something new; None: all of the domain."""
+    scoped = None if work.whole or work.pending is None else work.pending
+    if scoped is None or scoped.spans:
+        return None
+    wanted = pl.Series("series_id", scoped.series, pl.Int64)
+    names = context.series.frame(work.domain_id, wanted)
+    touched = names.filter(pl.col("series_id").is_in(wanted.implode())).select(_MACHINE).unique()
+    return names.join(touched, on=_MACHINE, how="semi", nulls_equal=True)
+
+
+def _frames(
+    context: Context, works: Sequence[Work], machines: Mapping[Key, pl.DataFrame | None]
+) -> list[pl.DataFrame]:
+    base_s = context.settings.base_window_s
+    regions = area.disjoint(_regions(work, machines[work.key]) for work in works)
+    windows = table_io.read_regions(context.connection, WINDOWS, regions, names=_WINDOWS, window_s=base_s)
+    anomalies = table_io.read_regions(context.connection, ANOMALIES, regions, names=_ANOMALIES)
+    parts = Parts(works)
+    part_of_window, part_of_anomaly = _part_of(parts, windows), _part_of(parts, anomalies)
+    limits = {work.domain_id: _limits(context, work.domain_id, windows) for work in works}
+    found = []
+    for at, work in enumerate(works):
+        its = windows.filter(pl.Series(part_of_window == at, dtype=pl.Boolean))
+        if its.is_empty():
+            continue
+        names, spans = limits[work.domain_id]
+        rows = machine_kpis(
+            its,
+            names,
+            anomalies.filter(pl.Series(part_of_anomaly == at, dtype=pl.Boolean)),
+            spans,
+            hour_us=work.hour_us,
+            base_s=base_s,
+            domain=work.domain.name,
+        )
+        found.append(
+            rows.with_columns(pl.lit(work.domain_id, pl.Int32).alias("domain_id"))
+            .select(list(TABLE.schema()))
+            .cast(TABLE.schema())  # type: ignore[arg-type]
+        )
+    return found
+
+
+def _regions(work: Work, machines: pl.DataFrame | None) -> Region:
+    series = None if machines is None else tuple(machines["series_id"].sort().to_list())
+    return Region(work.domain_id, work.hour_us, work.hour_us + HOUR_US, series)
+
+
+def _limits(context: Context, domain_id: int, windows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Names and limits of the series of a domain that have windows."""
+    series = windows.filter(pl.col("domain_id") == domain_id)["series_id"].unique()
+    names = context.series.frame(domain_id, series).filter(pl.col("series_id").is_in(series.implode()))
+    return names, limit_spans(names, context.limits())
+
+
+def _part_of(parts: Parts, frame: pl.DataFrame) -> Ints:
+    return parts.of(frame["domain_id"].to_numpy(), frame["bucket_start_us"].to_numpy())
+
+
+def _write(
+    context: Context,
+    works: Sequence[Work],
+    machines: Mapping[Key, pl.DataFrame | None],
+    frame: pl.DataFrame,
+    parts: Parts,
+    accepted: frozenset[Key],
+) -> tuple[Mapping[Key, Written], Sequence[Invalidation]]:
+    may = np.array([work.key in accepted for work in works])
+    wanted = frame.filter(pl.Series(may[_part_of(parts, frame)], dtype=pl.Boolean))
+    stored = _stored(context, [work for work in works if work.key in accepted and work.state.rows], machines)
+    done = table_io.replace(context.connection, TABLE, stored, wanted)
+    added, removed = (parts.counts(_part_of(parts, rows)) for rows in (done.added, done.removed))
+    computed = parts.counts(_part_of(parts, wanted))
+    return {
+        work.key: Written(rows=work.state.rows + added[at] - removed[at], written=computed[at])
+        for at, work in enumerate(works)
+        if work.key in accepted
+    }, []
+
+
+def _stored(context: Context, works: Sequence[Work], machines: Mapping[Key, pl.DataFrame | None]) -> pl.DataFrame:
+    """The stored KPIs of the hours, of the machines that were computed. Longer periods are not among them."""
+    regions = area.joined(_regions(work, None) for work in works)
+    stored = table_io.read_regions(context.connection, TABLE, regions, window_s=HOUR_S)
+    some = [work for work in works if machines[work.key] is not None]
+    if not some or stored.is_empty():
+        return stored
+    part = _part_of(Parts(works), stored)
+    frames = []
+    for at, work in enumerate(works):
+        its, chosen = stored.filter(pl.Series(part == at, dtype=pl.Boolean)), machines[work.key]
+        if chosen is not None:
+            its = its.join(chosen.select(_MACHINE).unique(), on=_MACHINE, how="semi", nulls_equal=True)
+        frames.append(its)
+    return pl.concat(frames)

@@ -1,0 +1,1 @@
+"""normalized_measurements: one row per measurement, in canonical form."""

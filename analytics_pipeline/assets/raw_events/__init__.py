@@ -1,0 +1,1 @@
+"""raw_events: every message as it came."""

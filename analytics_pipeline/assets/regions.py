@@ -1,0 +1,82 @@
+"""Arithmetic of regions: joined, widened to windows, subtracted. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from analytics_pipeline.records import Region
+
+Bools = npt.NDArray[np.bool_]
+
+
+def joined(regions: Iterable[Region]) -> list[Region]:
+    """The same rows in as few regions as can be: neighbours of one domain and the same series are one."""
+    found: list[Region] = []
+    for region in sorted(regions, key=lambda one: (one.domain_id, one.series or (), one.begins_us)):
+        last = found[-1] if found else None
+        same = last and (last.domain_id, last.series) == (region.domain_id, region.series)
+        if last and same and region.begins_us <= last.ends_us:
+            found[-1] = Region(last.domain_id, last.begins_us, max(last.ends_us, region.ends_us), last.series)
+        else:
+            found.append(region)
+    return found
+
+
+def widened(regions: Iterable[Region], size_us: int) -> list[Region]:
+    """The windows of one size that hold something of the regions."""
+    return joined(
+        Region(
+            one.domain_id,
+            one.begins_us // size_us * size_us,
+            -(-one.ends_us // size_us) * size_us,
+            one.series,
+        )
+        for one in regions
+    )
+
+
+def disjoint(regions: Iterable[Region]) -> list[Region]:
+    """The same rows, each in one region only: what is in a region of all series is in no region of some."""
+    every = joined(regions)
+    wide = [one for one in every if one.series is None]
+    some = [one for one in every if one.series is not None]
+    return wide + [
+        piece for one in some for piece in _without(one, [w for w in wide if w.domain_id == one.domain_id])
+    ]
+
+
+def subtracted(regions: Iterable[Region], known: Sequence[Region]) -> list[Region]:
+    """What is left of regions without those of the same domain and series."""
+    return [
+        piece
+        for one in regions
+        for piece in _without(one, [k for k in known if (k.domain_id, k.series) == (one.domain_id, one.series)])
+    ]
+
+
+def _without(region: Region, others: Sequence[Region]) -> list[Region]:
+    pieces = [(region.begins_us, region.ends_us)]
+    for other in others:
+        pieces = [
+            edge
+            for begins, ends in pieces
+            for edge in ((begins, min(ends, other.begins_us)), (max(begins, other.ends_us), ends))
+            if edge[0] < edge[1]
+        ]
+    return [Region(region.domain_id, begins, ends, region.series) for begins, ends in pieces]
+
+
+def inside(frame: pl.DataFrame, time_us: str, regions: Sequence[Region]) -> Bools:
+    """Which rows of a frame (``domain_id``, ``series_id`` and a time) lie in some of the regions."""
+    domain, time = frame["domain_id"].to_numpy(), frame[time_us].to_numpy()
+    found = np.zeros(frame.height, np.bool_)
+    for region in regions:
+        its = (domain == region.domain_id) & (time >= region.begins_us) & (time < region.ends_us)
+        if region.series is not None:
+            its &= frame["series_id"].is_in(list(region.series)).to_numpy()
+        found |= its
+    return found

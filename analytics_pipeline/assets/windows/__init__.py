@@ -1,0 +1,1 @@
+"""window_aggregates: statistics of each series and window."""

@@ -1,0 +1,290 @@
+"""normalized_measurements to window_aggregates: base windows from measurements, each larger size from a smaller.
+
+A change goes up the sizes: the windows that hold a changed window are merged again, from stored windows and the new
+ones. Which size a size is merged from is fixed by the settings, so that live and rebuild give one figure, to the
+last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+
+import numpy as np
+import polars as pl
+
+from analytics_pipeline.assets import regions as area
+from analytics_pipeline.assets.calculation import (
+    LONGER_WINDOWS,
+    Computed,
+    Context,
+    Ints,
+    Key,
+    Parts,
+    Validated,
+    Work,
+    Written,
+    split_gate,
+)
+from analytics_pipeline.assets.measurements.spec import TABLE as MEASUREMENTS
+from analytics_pipeline.assets.windows import rows as table
+from analytics_pipeline.assets.windows.spec import SPEC, TABLE
+from analytics_pipeline.records import HOUR, HOUR_S, DerivedName, Region, from_us
+from analytics_pipeline.stages.windows import base_windows, merge_windows
+from analytics_pipeline.storage import table_io
+from analytics_pipeline.storage.pending_work import MAX_SERIES, Invalidation, Scope
+
+#: Measurements that are read at once: bounds a worker's memory.
+CHUNK_ROWS = 1_000_000
+
+
+@dataclass(frozen=True)
+class _Level:
+    """Windows of one size, and the regions that they stand for: what is not there has no sample."""
+
+    size_s: int
+    frame: pl.DataFrame
+    regions: list[Region]
+
+
+class WindowCalculation:
+    """Computes the windows that a scope names, and those above them."""
+
+    spec = SPEC
+
+    def compute(self, context: Context, works: Sequence[Work]) -> Computed:
+        levels = self._levels(context, works)
+        frame = pl.concat([level.frame for level in levels]) if levels else TABLE.empty()
+        parts = Parts(works)
+        part = parts.of(frame["domain_id"].to_numpy(), frame["bucket_start_us"].to_numpy())
+        domains = [work.domain for work in works]
+        gate = context.gate(frame, domains)
+        withheld = _withheld(frame, part, gate.reasons)
+        validated = {
+            work.key: Validated(
+                gate=verdict,
+                rows_seen=verdict.rows,
+                rows_failed=len(verdict.reasons),
+                withheld_series=withheld.get(at, ()),
+            )
+            for at, (work, verdict) in enumerate(zip(works, split_gate(gate, part, works), strict=True))
+        }
+        return Computed(
+            validated=validated, write=partial(self._write, context, works, levels, frame, part, withheld)
+        )
+
+    # ------------------------------------------------------------------ computing
+
+    def _levels(self, context: Context, works: Sequence[Work]) -> list[_Level]:
+        sizes = context.settings.window_sizes_s
+        stale = area.disjoint(region for work in works for region in work.regions())
+        levels: list[_Level] = []
+        if stale:
+            base_s = sizes[0]
+            base = area.disjoint(area.widened(stale, base_s * 1_000_000))
+            levels.append(_Level(base_s, self._base(context, works, base, base_s), base))
+        for size_s in sizes[1:]:
+            if size_s > HOUR_S or not stale:
+                break
+            child_s = max(one for one in sizes if one < size_s and size_s % one == 0)
+            below = next(level for level in levels if level.size_s == child_s)
+            parents = area.disjoint(area.widened(below.regions, size_s * 1_000_000))
+            levels.append(self._merged(context, size_s, below, parents))
+        return levels + self._longer(context, works, levels)
+
+    def _base(self, context: Context, works: Sequence[Work], regions: list[Region], base_s: int) -> pl.DataFrame:
+        names = ("domain_id", "series_id", "event_time", "sample_key", "value")
+        frames = []
+        for group in table.chunks(context.connection, works, regions, base_s, CHUNK_ROWS):
+            rows = table_io.read_regions(context.connection, MEASUREMENTS, group, names=names)
+            found = base_windows(
+                rows["series_id"].to_numpy(),
+                rows["event_time_us"].to_numpy(),
+                rows["sample_key"].to_numpy(),
+                rows["value"].to_numpy(),
+                base_s,
+            )
+            frames.append(_with_domain(found, rows))
+        return pl.concat(frames) if frames else TABLE.empty()
+
+    def _merged(self, context: Context, size_s: int, below: _Level, parents: list[Region]) -> _Level:
+        """The windows of one size that hold those of the level below."""
+        missing = area.subtracted(parents, below.regions)
+        stored = table_io.read_regions(context.connection, TABLE, missing, window_s=below.size_s)
+        if stored.height:
+            stored = stored.filter(~area.inside(stored, "bucket_start_us", below.regions))
+        children = pl.concat([stored, below.frame])
+        merged = merge_windows(children.drop("domain_id"), size_s, finest_s=context.settings.base_window_s)
+        return _Level(size_s, _with_domain(merged, children), parents)
+
+    def _longer(self, context: Context, works: Sequence[Work], levels: Sequence[_Level]) -> list[_Level]:
+        """Windows longer than an hour that begin in an hour of the slice, from hourly windows."""
+        hourly = next((level for level in levels if level.size_s == HOUR_S), _Level(HOUR_S, TABLE.empty(), []))
+        found = []
+        for size_s in context.settings.window_sizes_s:
+            if size_s <= HOUR_S:
+                continue
+            size_us = size_s * 1_000_000
+            parents = area.joined(
+                Region(work.domain_id, work.hour_us, work.hour_us + size_us)
+                for work in works
+                if not work.hour_us % size_us and _asks_for_longer(work)
+            )
+            if parents:
+                within = hourly.frame.filter(area.inside(hourly.frame, "bucket_start_us", parents))
+                level = self._merged(context, size_s, _Level(HOUR_S, within, hourly.regions), parents)
+                found.append(level)
+        return found
+
+    # ------------------------------------------------------------------ writing
+
+    def _write(
+        self,
+        context: Context,
+        works: Sequence[Work],
+        levels: Sequence[_Level],
+        frame: pl.DataFrame,
+        part: Ints,
+        withheld: Mapping[int, tuple[int, ...]],
+        accepted: frozenset[Key],
+    ) -> tuple[Mapping[Key, Written], Sequence[Invalidation]]:
+        parts = Parts(works)
+        wanted = frame.filter(_allowed(frame, part, works, withheld, accepted))
+        stored = table.read_stored(context.connection, works, [(one.size_s, one.regions) for one in levels])
+        its = parts.of(stored["domain_id"].to_numpy(), stored["bucket_start_us"].to_numpy())
+        stored = stored.filter(_allowed(stored, its, works, withheld, accepted))
+        done = table.replace(context.connection, stored, wanted, works)
+        added = parts.counts(_part_of(parts, done.added))
+        removed = parts.counts(_part_of(parts, done.removed))
+        computed = parts.counts(_part_of(parts, wanted))
+        results = {
+            work.key: Written(rows=work.state.rows + added[at] - removed[at], written=computed[at])
+            for at, work in enumerate(works)
+            if work.key in accepted
+        }
+        return results, stale_after(context, works, parts, done.changed)
+
+
+def _asks_for_longer(work: Work) -> bool:
+    return work.whole or work.pending is None or bool(work.pending.spans or work.pending.series)
+
+
+def _part_of(parts: Parts, frame: pl.DataFrame) -> Ints:
+    return parts.of(frame["domain_id"].to_numpy(), frame["bucket_start_us"].to_numpy())
+
+
+def _with_domain(windows: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
+    """Windows with the domain of their series."""
+    domains = rows.select("series_id", "domain_id").unique("series_id")
+    return (
+        windows.with_columns(pl.col("series_id").cast(pl.Int64))
+        .join(domains, on="series_id", how="left", maintain_order="left")
+        .select(list(TABLE.schema()))
+        .cast(TABLE.schema())  # type: ignore[arg-type]
+    )
+
+
+def _withheld(frame: pl.DataFrame, part: Ints, reasons: Mapping[int, str]) -> dict[int, tuple[int, ...]]:
+    """The series of failing windows, by the place of their domain partition."""
+    series = frame["series_id"].to_numpy()
+    found: dict[int, set[int]] = {}
+    for row in reasons:
+        found.setdefault(int(part[row]), set()).add(int(series[row]))
+    return {place: tuple(sorted(its)) for place, its in found.items()}
+
+
+def _allowed(
+    frame: pl.DataFrame,
+    part: Ints,
+    works: Sequence[Work],
+    withheld: Mapping[int, tuple[int, ...]],
+    accepted: frozenset[Key],
+) -> pl.Series:
+    """Rows of accepted domain partitions, but for the series that are withheld."""
+    may = np.array([work.key in accepted for work in works] + [False])
+    allowed = may[part]
+    for place, series in withheld.items():
+        allowed &= ~((part == place) & frame["series_id"].is_in(list(series)).to_numpy())
+    return pl.Series(allowed, dtype=pl.Boolean)
+
+
+# ---------------------------------------------------------------------- what becomes stale
+
+
+def stale_after(
+    context: Context, works: Sequence[Work], parts: Parts, changed: pl.DataFrame
+) -> list[Invalidation]:
+    """What changed windows make stale: anomalies and KPIs of their hour, anomalies of later hours within the
+    look-back, longer windows that hold them."""
+    base_s = context.settings.base_window_s
+    base = changed.filter(pl.col("window_s") == base_s)
+    part = _part_of(parts, base)
+    found: list[Invalidation] = []
+    later: list[tuple[Key, timedelta, Scope]] = []
+    for at in np.unique(part).tolist():
+        work, mine = works[at], base.filter(pl.Series(part == at))
+        series = _series_scope(mine, context.series.count(work.domain_id))
+        first_s = int(mine["bucket_start_us"].min() - work.hour_us) // 1_000_000
+        found.append(_invalid("anomalies", work, Scope(series=series, spans=((first_s, HOUR_S),))))
+        found.append(_invalid("kpis", work, Scope(series=series, spans=((0, HOUR_S),))))
+        reach = max((one.look_back for one in work.domain.detectors), default=timedelta())
+        if reach:
+            later.append((work.key, reach, Scope(series=series, spans=((0, HOUR_S),))))
+    found += _later_hours(context, later)
+    hourly = changed.filter(pl.col("window_s") == HOUR_S)
+    for at in np.unique(_part_of(parts, hourly)).tolist():
+        found += _longer_windows(context, works[at])
+    return found
+
+
+def _invalid(asset: DerivedName, work: Work, scope: Scope) -> Invalidation:
+    return Invalidation(
+        asset=asset,
+        domain_id=work.domain_id,
+        hour=work.hour,
+        scope=scope,
+        reason="windows",
+    )
+
+
+def _series_scope(frame: pl.DataFrame, known: int) -> tuple[int, ...] | None:
+    series = frame["series_id"].unique().sort()
+    return None if len(series) > min(MAX_SERIES, 0.1 * known) else tuple(series.to_list())
+
+
+def _later_hours(context: Context, reaches: Sequence[tuple[Key, timedelta, Scope]]) -> list[Invalidation]:
+    """The later hours that hold windows, within each look-back; an hour once for each scope that reaches it."""
+    wanted = {
+        (key[0], key[1] + HOUR * step) for key, reach, _ in reaches for step in range(1, -(-reach // HOUR) + 1)
+    }
+    holding = context.holding_windows(sorted(wanted))
+    found: dict[tuple[Key, Scope], Invalidation] = {}
+    for key, reach, scope in reaches:
+        for step in range(1, -(-reach // HOUR) + 1):
+            later = (key[0], key[1] + HOUR * step)
+            if later in holding:
+                found[later, scope] = Invalidation(
+                    asset="anomalies", domain_id=later[0], hour=later[1], scope=scope, reason="look-back"
+                )
+    return list(found.values())
+
+
+def _longer_windows(context: Context, work: Work) -> list[Invalidation]:
+    """Longer windows that hold this hour and begin in another one."""
+    begins = {
+        work.hour_us // (size_s * 1_000_000) * (size_s * 1_000_000)
+        for size_s in context.settings.window_sizes_s
+        if size_s > HOUR_S
+    }
+    return [
+        Invalidation(
+            asset="window_aggregates",
+            domain_id=work.domain_id,
+            hour=from_us(begin),
+            scope=Scope(spans=(LONGER_WINDOWS,)),
+            reason="hourly window",
+        )
+        for begin in sorted(begins - {work.hour_us})
+    ]

@@ -1,0 +1,61 @@
+"""window_aggregates, declared."""
+
+from __future__ import annotations
+
+from analytics_pipeline.assets.spec import AssetSpec, Edge
+from analytics_pipeline.tables import Column, TableSpec
+
+TABLE = TableSpec(
+    name="window_aggregates",
+    description="One row per series and window that holds a sample.",
+    columns=(
+        Column("domain_id", "int4", "", "number of the domain"),
+        Column("window_s", "int4", "s", "length of the window"),
+        Column(
+            "bucket_start",
+            "timestamptz",
+            "",
+            "begin of the window, aligned to the UTC epoch; the end is exclusive",
+        ),
+        Column("series_id", "int8", "", "number of the series: see measurement_series"),
+        Column("count_n", "int8", "1", "samples"),
+        Column("avg_val", "float8", "value", "mean of the samples"),
+        Column("m2", "float8", "value²", "sum of squared deviations from the mean"),
+        Column("min_val", "float8", "value", "least sample"),
+        Column("max_val", "float8", "value", "greatest sample"),
+        Column("first_val", "float8", "value", "first sample by event time"),
+        Column("first_time", "timestamptz", "", "its event time"),
+        Column("last_val", "float8", "value", "last sample by event time"),
+        Column("last_time", "timestamptz", "", "its event time"),
+        Column("p50", "float8", "value", "median of the samples"),
+        Column("p95", "float8", "value", "95th percentile of the samples"),
+        Column("p99", "float8", "value", "99th percentile of the samples"),
+        Column("base_n", "int4", "1", "base windows that hold a sample"),
+        Column("coverage", "float8", "1", "base_n over the base windows that fit"),
+        Column("sketch", "bytea", "", "the distribution, mergeable"),
+    ),
+    key=("domain_id", "window_s", "bucket_start", "series_id"),
+    time_column="bucket_start",
+    bookkeeping=(
+        Column("revision", "int4", "1", "how often its figures changed after it was final"),
+        Column("updated_at", "timestamptz", "", "when it was written last"),
+    ),
+    touched_sql=", updated_at = clock_timestamp()",
+)
+
+SPEC = AssetSpec(
+    name="window_aggregates",
+    description="Count, mean, deviation, extremes and percentiles per series and window.",
+    group="measurements",
+    kinds=frozenset({"polars", "postgres"}),
+    code_version="1",
+    reads=("normalized_measurements",),
+    tables=(TABLE,),
+    edges=(
+        Edge("anomalies"),
+        Edge("anomalies", "look-back"),
+        Edge("kpis"),
+        Edge("window_aggregates", "longer windows"),
+    ),
+    plot="window_s = (SELECT min(window_s) FROM window_aggregates)",
+)

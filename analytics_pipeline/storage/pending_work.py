@@ -1,0 +1,240 @@
+"""Pending work: what must be computed again, as rows that are only inserted and deleted.
+
+A run deletes exactly the rows that its snapshot saw, in the transaction that writes what they asked for. Not here:
+who computes, and when.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from analytics_pipeline.records import DERIVED, HOUR_S, DerivedName, PendingHour
+from analytics_pipeline.storage.engine import Connection
+
+#: Above so many series, a scope names time only: the list would cost more than it spares.
+MAX_SERIES = 1000
+#: More spans of one hour than this become one that covers them.
+MAX_SPANS = 16
+
+Spans = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scope:
+    """A superset of what is stale in one domain partition.
+
+    Attributes:
+        series: only these series; None: all of them.
+        spans: only these seconds of the hour, half-open; None: the whole hour.
+        batches: of normalized_measurements, only what these batches brought; None: the whole hour.
+    """
+
+    series: tuple[int, ...] | None = None
+    spans: Spans | None = None
+    batches: tuple[int, ...] | None = None
+
+
+WHOLE = Scope()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invalidation:
+    """Work to ask for: this scope of this domain partition is stale, for this reason."""
+
+    asset: DerivedName
+    domain_id: int
+    hour: datetime
+    scope: Scope = WHOLE
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pending:
+    """The pending work of one domain partition that a snapshot saw, merged.
+
+    Attributes:
+        whole: at least one row asks for the whole hour; the other fields do not matter then.
+        spans: stale for all series.
+        series, series_spans: stale for these series only.
+        fresh: at least one row is not held.
+    """
+
+    work_ids: tuple[int, ...]
+    whole: bool
+    spans: Spans = ()
+    series: tuple[int, ...] = ()
+    series_spans: Spans = ()
+    batches: tuple[int, ...] = ()
+    fresh: bool = True
+
+    def scopes(self) -> list[Scope]:
+        """The union again as scopes, to be written as held work."""
+        if self.whole:
+            return [WHOLE]
+        found = [Scope(batches=self.batches)] if self.batches else []
+        if self.spans:
+            found.append(Scope(spans=self.spans))
+        if self.series:
+            found.append(Scope(series=self.series, spans=self.series_spans))
+        return found
+
+
+Key = tuple[int, datetime]
+
+
+def merged_spans(spans: Iterable[tuple[int, int]], most: int = MAX_SPANS) -> Spans:
+    """Sorted spans that neither touch nor overlap; one that covers all where they are more than ``most``."""
+    joined: list[tuple[int, int]] = []
+    for begin, end in sorted(spans):
+        if joined and begin <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], end))
+        else:
+            joined.append((begin, end))
+    if len(joined) > most:
+        return ((joined[0][0], joined[-1][1]),)
+    return tuple(joined)
+
+
+def add(connection: Connection, invalidations: Iterable[Invalidation], *, held: bool = False) -> None:
+    """Ask for work."""
+    lines = [_line(one, held=held) for one in invalidations]
+    if not lines:
+        return
+    with connection.cursor() as cursor:
+        cursor.copy_expert(
+            "COPY pending_work (asset, domain_id, hour, series, spans, batches, held, reason) FROM STDIN",
+            io.StringIO("".join(lines)),
+        )
+
+
+def _line(one: Invalidation, *, held: bool) -> str:
+    scope = one.scope
+    series = None if scope.series is None or len(scope.series) > MAX_SERIES else scope.series
+    spans = None if scope.spans is None else [edge for span in merged_spans(scope.spans) for edge in span]
+    fields = (one.asset, str(one.domain_id), one.hour.isoformat(), _array(series), _array(spans),
+              _array(scope.batches), "t" if held else "f", one.reason)  # fmt: skip
+    return "\t".join(fields) + "\n"
+
+
+def _array(values: Sequence[int] | None) -> str:
+    return "\\N" if values is None else "{" + ",".join(map(str, values)) + "}"
+
+
+def read(connection: Connection, asset: DerivedName, hours: Sequence[datetime]) -> dict[Key, Pending]:
+    """The pending work of an asset in some hours, by (domain number, hour)."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT domain_id, hour, work_id, series, spans, batches, held FROM pending_work "
+            "WHERE hour = ANY(%s::timestamptz[]) AND asset = %s",
+            (list(hours), asset),
+        )
+        rows: dict[Key, list[Any]] = {}
+        for domain_id, hour, *rest in cursor.fetchall():
+            rows.setdefault((domain_id, hour), []).append(rest)
+    return {key: _merge(its) for key, its in rows.items()}
+
+
+def _merge(rows: Sequence[Any]) -> Pending:
+    ids = tuple(row[0] for row in rows)
+    fresh = any(not row[4] for row in rows)
+    if any(row[1] is None and row[2] is None and row[3] is None for row in rows):
+        return Pending(work_ids=ids, whole=True, fresh=fresh)
+    batches = {batch for row in rows for batch in row[3] or ()}
+    by_time = merged_spans(pair for row in rows if row[1] is None and row[3] is None for pair in _pairs(row[2]))
+    series = {one for row in rows for one in row[1] or ()}
+    spans = merged_spans(
+        pair for row in rows if row[1] for pair in ([(0, HOUR_S)] if row[2] is None else _pairs(row[2]))
+    )
+    if len(series) > MAX_SERIES:
+        by_time, series, spans = merged_spans((*by_time, *spans)), set(), ()
+    return Pending(
+        work_ids=ids,
+        whole=by_time == ((0, HOUR_S),),
+        spans=by_time,
+        series=tuple(sorted(series)),
+        series_spans=spans,
+        batches=tuple(sorted(batches)),
+        fresh=fresh,
+    )
+
+
+def _pairs(edges: Sequence[int] | None) -> Iterable[tuple[int, int]]:
+    return zip(edges[::2], edges[1::2], strict=True) if edges else ()
+
+
+def delete(connection: Connection, work_ids: Sequence[int]) -> None:
+    """What these rows asked for is done in this transaction."""
+    if work_ids:
+        with connection.cursor() as cursor:
+            cursor.execute("DELETE FROM pending_work WHERE work_id = ANY(%s)", (list(work_ids),))
+
+
+#: Domain partitions with something to do now: work that is not held, and no failure that still rests.
+ACTIONABLE = (
+    "FROM (SELECT hour, asset, domain_id, count(*) AS items, min(created_at) AS oldest_at, "
+    "max(created_at) AS newest_at FROM pending_work GROUP BY 1, 2, 3 HAVING NOT bool_and(held)) w "
+    "JOIN domain_number d USING (domain_id) "
+    "LEFT JOIN partition_failure f USING (hour, asset, domain_id) "
+    "WHERE (f.next_try_at IS NULL OR f.next_try_at <= now() OR f.code_version <> %(code_version)s) "
+    "AND (%(domains)s::text[] IS NULL OR d.domain = ANY(%(domains)s)) "
+    "AND w.hour >= coalesce(%(since)s, '-infinity'::timestamptz)"
+)
+
+
+def actionable_hours(
+    connection: Connection,
+    *,
+    domains: Sequence[str] | None = None,
+    since: datetime | None = None,
+    code_version: str = "",
+) -> list[PendingHour]:
+    """Hours with work that can be done now, oldest first.
+
+    Args:
+        domains: only of these, the enabled ones; None: of all.
+        since: only from this hour on.
+        code_version: a failure of other code does not rest any more.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT w.hour, array_agg(DISTINCT w.asset), array_agg(DISTINCT d.domain), sum(w.items)::bigint, "
+            f"min(w.oldest_at), max(w.newest_at) {ACTIONABLE} GROUP BY w.hour ORDER BY w.hour",
+            _parameters(domains, since, code_version),
+        )
+        return [
+            PendingHour(
+                hour=hour,
+                assets=tuple(name for name in DERIVED if name in assets),
+                domains=tuple(sorted(names)),
+                marks=items,
+                oldest_mark_at=oldest,
+                newest_mark_at=newest,
+            )
+            for hour, assets, names, items, oldest, newest in cursor.fetchall()
+        ]
+
+
+def _parameters(domains: Sequence[str] | None, since: datetime | None, code_version: str) -> dict[str, Any]:
+    return {
+        "domains": None if domains is None else list(domains),
+        "since": since,
+        "code_version": code_version,
+    }
+
+
+def live_items(
+    connection: Connection, since: datetime, *, domains: Sequence[str] | None = None, code_version: str = ""
+) -> int:
+    """Rows of pending work of live hours that can be done now: what backpressure is measured by.
+
+    Older hours do not count: a late gateway or an edit of master data must not pause what is live.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"SELECT coalesce(sum(w.items), 0)::bigint {ACTIONABLE}", _parameters(domains, since, code_version)
+        )
+        return int(cursor.fetchone()[0])
