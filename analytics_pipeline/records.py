@@ -194,6 +194,43 @@ class HourOutcome:
         return tuple(domain.domain for domain in self.domains if domain.quarantined)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionError:
+    """A domain partition that could not be computed."""
+
+    domain: str
+    hour: datetime
+    error: Exception
+
+
+@dataclass(slots=True)
+class DerivedHours:
+    """What a computation of some hours did.
+
+    Attributes:
+        outcomes: of what was committed, by hour.
+        errors: domain partitions that raised; the others of their slice were committed.
+        busy: (domain number, hour) that others held for too long; they stay pending.
+        expired: hours that were asked for as a whole and that retention has taken.
+    """
+
+    outcomes: list[HourOutcome] = field(default_factory=list)
+    errors: list[PartitionError] = field(default_factory=list)
+    busy: list[tuple[int, datetime]] = field(default_factory=list)
+    expired: list[datetime] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DomainState:
+    """What one domain of an hour holds, for people. ``error``: of its last computation, where that failed."""
+
+    domain: str
+    rows: int
+    rows_failed: int
+    status: str
+    error: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class DrainOutcome:
     """What one tick of the drain did, or why it did nothing (``skip_reason``)."""

@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,11 +29,18 @@ from analytics_pipeline.assets.measurements.calculation import MeasurementCalcul
 from analytics_pipeline.assets.slices import compose, halves, live_from
 from analytics_pipeline.assets.windows.calculation import WindowCalculation
 from analytics_pipeline.domains import Domain, Registry
-from analytics_pipeline.errors import BelowRetentionError
-from analytics_pipeline.flow.garbage import cycle_collection_paused
+from analytics_pipeline.garbage import cycle_collection_paused
 from analytics_pipeline.quality.gates import quarantines, run_gate
 from analytics_pipeline.quality.suites import suite_for
-from analytics_pipeline.records import DerivedName, DomainOutcome, GateResult, HourOutcome, Mode
+from analytics_pipeline.records import (
+    DerivedHours,
+    DerivedName,
+    DomainOutcome,
+    GateResult,
+    HourOutcome,
+    Mode,
+    PartitionError,
+)
 from analytics_pipeline.settings import Settings
 from analytics_pipeline.storage import input_versions, outcomes, partition_state, pending_work, retention
 from analytics_pipeline.storage.domain_numbers import DomainNumbers
@@ -55,29 +62,11 @@ RESTART_JITTER_S = 0.2
 #: Begun anew: nothing is wrong with the slice, another transaction was in the way.
 RESTARTED = (psycopg2.errors.SerializationFailure, psycopg2.errors.DeadlockDetected)
 #: Never split for these: they say nothing of one domain partition.
-NOT_SPLIT = (MemoryError, psycopg2.OperationalError, psycopg2.InterfaceError, BelowRetentionError)
+NOT_SPLIT = (MemoryError, psycopg2.OperationalError, psycopg2.InterfaceError)
 
 
 class _InputsChangedError(Exception):
     """The retention floor was raised while the slice was computed: begin anew."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PartitionError:
-    """A domain partition that could not be computed."""
-
-    domain: str
-    hour: datetime
-    error: Exception
-
-
-@dataclass
-class Derived:
-    """What one call did: outcomes of what was committed, errors of what was not, and what others held meanwhile."""
-
-    outcomes: list[HourOutcome] = field(default_factory=list)
-    errors: list[PartitionError] = field(default_factory=list)
-    busy: list[Key] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +111,9 @@ class Deriver:
         done = self.derive_hours(asset, [hour], mode, run_id)
         if done.errors:
             raise done.errors[0].error
+        if done.expired:
+            with connection(self._engine) as conn:
+                retention.refuse_below_floor(conn, asset, hour)
         return done.outcomes[0] if done.outcomes else HourOutcome(asset, hour, mode, (), 0.0)
 
     def derive_hours(
@@ -134,7 +126,7 @@ class Deriver:
         domains: Sequence[str] | None = None,
         now: datetime | None = None,
         on_slice: Callable[[], None] = lambda: None,
-    ) -> Derived:
+    ) -> DerivedHours:
         """Compute some hours of one asset: of all enabled domains, or of those named.
 
         A gate that fails does not raise: the outcome lists the domains that are quarantined, of which nothing was
@@ -143,9 +135,6 @@ class Deriver:
         Args:
             now: tells live hours from older ones.
             on_slice: called after each commit.
-
-        Raises:
-            BelowRetentionError: retention has taken an hour that was asked for as a whole.
         """
         started = time.monotonic()
         names = [name for name in self._domains.by_name if domains is None or name in domains]
@@ -156,7 +145,9 @@ class Deriver:
             run_id=run_id,
             domains={number: self._domains.by_name[name] for name, number in numbers.items()},
         )
-        done = Derived()
+        done = DerivedHours()
+        if mode == "full":
+            hours = self._kept(run, hours, done)
         found: dict[datetime, list[DomainOutcome]] = {}
         with cycle_collection_paused():
             for keys in self._composed(run, hours, live_from(now or datetime.now(UTC))):
@@ -172,6 +163,14 @@ class Deriver:
         return done
 
     # ------------------------------------------------------------------ composing slices
+
+    def _kept(self, run: _Run, hours: Sequence[datetime], done: DerivedHours) -> list[datetime]:
+        """The hours that retention has not taken from every domain; the others are noted."""
+        names = [domain.name for domain in run.domains.values()]
+        with connection(self._engine) as conn:
+            kept = {hour for _, hour in retention.kept_keys(conn, run.asset, [(n, h) for n in names for h in hours])}
+        done.expired = [hour for hour in hours if hour not in kept]
+        return [hour for hour in hours if hour in kept]
 
     def _composed(self, run: _Run, hours: Sequence[datetime], first_live: datetime) -> list[list[Key]]:
         with connection(self._engine) as conn:
@@ -205,7 +204,7 @@ class Deriver:
 
     # ------------------------------------------------------------------ one slice, and what is split of it
 
-    def _slice(self, run: _Run, keys: Sequence[Key], done: Derived) -> Iterator[tuple[Key, DomainOutcome]]:
+    def _slice(self, run: _Run, keys: Sequence[Key], done: DerivedHours) -> Iterator[tuple[Key, DomainOutcome]]:
         """Compute a slice; split it where it raises, until the guilty domain partition stands alone."""
         try:
             yield from self._with_restarts(run, keys)
@@ -294,8 +293,6 @@ class Deriver:
                         state=states.get(key, PartitionState()),
                     )
                 )
-        if not works and run.mode == "full":
-            retention.refuse_below_floor(conn, run.asset, keys[0][1])
         return works
 
     def _gate(self, run: _Run, frame: pl.DataFrame, domains: Iterable[Domain]) -> GateResult:

@@ -17,9 +17,9 @@ import structlog
 from sqlalchemy import Engine
 
 from analytics_pipeline.domains import Registry
-from analytics_pipeline.flow.garbage import cycle_collection_paused
 from analytics_pipeline.flow.judge import Arrival, Judge, JudgedSlice, bounds_at
 from analytics_pipeline.flow.logs import LogKeeper
+from analytics_pipeline.garbage import cycle_collection_paused
 from analytics_pipeline.records import BatchHour, DrainOutcome, OffsetRange, to_us
 from analytics_pipeline.settings import Settings
 from analytics_pipeline.sources.kafka import LogReader, OffsetOutOfRangeError

@@ -6,7 +6,8 @@ a whole (domain, hour) is quarantined, so that its table is as it was.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 
 from dagster import (
     AssetCheckEvaluation,
@@ -26,7 +27,7 @@ from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 
 from analytics_pipeline.orchestration.metadata import check_metadata, drained_check_metadata
 from analytics_pipeline.orchestration.partitions import key_of
-from analytics_pipeline.records import RAW_EVENTS, BatchHour, HourOutcome
+from analytics_pipeline.records import RAW_EVENTS, BatchHour, DomainState, HourOutcome
 from analytics_pipeline.storage.profile import RawTotals
 
 CHECK_NAME = "gate"
@@ -46,17 +47,31 @@ def gate_check(asset: str, partitions: HourlyPartitionsDefinition) -> AssetCheck
     )
 
 
-def verdict(outcome: HourOutcome, instance: DagsterInstance | None = None) -> AssetCheckEvaluation:
-    """The verdict about one hour. With an instance, it points to the hour's latest materialization."""
+def verdict(
+    outcome: HourOutcome,
+    held: Sequence[DomainState] = (),
+    errors: Mapping[str, Exception] | None = None,
+    instance: DagsterInstance | None = None,
+) -> AssetCheckEvaluation:
+    """The verdict about one hour, over all of its domains: what this run did, and what the others hold.
+
+    With an instance, it points to the hour's latest materialization.
+    """
+    errors = errors or {}
+    done = {domain.domain for domain in outcome.domains}
+    others = [state for state in held if state.domain not in done]
     rows_failed = sum(max(len(d.gate.reasons), d.rows_failed) for d in outcome.domains)
+    rows_failed += sum(state.rows_failed for state in others)
+    quarantined = sorted({*outcome.quarantined, *(s.domain for s in others if s.status == "quarantined")})
+    failed = {**{s.domain: s.error for s in others if s.error}, **{name: str(e) for name, e in errors.items()}}
     key = key_of(outcome.hour)
     return AssetCheckEvaluation(
         asset_key=AssetKey(outcome.asset),
         check_name=CHECK_NAME,
-        passed=not rows_failed and not outcome.quarantined,
-        severity=AssetCheckSeverity.ERROR if outcome.quarantined else AssetCheckSeverity.WARN,
-        metadata=check_metadata(outcome),
-        description=_describe(outcome, rows_failed),
+        passed=not rows_failed and not quarantined and not failed,
+        severity=AssetCheckSeverity.ERROR if quarantined or failed else AssetCheckSeverity.WARN,
+        metadata=check_metadata(outcome, others, failed),
+        description=_describe(quarantined, sorted(failed), rows_failed),
         partition=key,
         # Not "blocking": the step raises by itself, and knows better which hours may go on.
         blocking=False,
@@ -64,10 +79,29 @@ def verdict(outcome: HourOutcome, instance: DagsterInstance | None = None) -> As
     )
 
 
-def _describe(outcome: HourOutcome, rows_failed: int) -> str:
-    if outcome.quarantined:
-        return f"quarantined: {', '.join(outcome.quarantined)}; its table is as it was"
-    return f"{rows_failed} rows of this hour are in the dead letters" if rows_failed else "every row passed"
+def expired_verdict(asset: str, hour: datetime) -> AssetCheckEvaluation:
+    """An hour that retention has taken: nothing is wrong with it, and nothing is there."""
+    return AssetCheckEvaluation(
+        asset_key=AssetKey(asset),
+        check_name=CHECK_NAME,
+        passed=True,
+        severity=AssetCheckSeverity.WARN,
+        metadata={"rows": 0, "retention": "taken"},
+        description="taken by retention: this hour holds no rows any more",
+        partition=key_of(hour),
+        blocking=False,
+    )
+
+
+def _describe(quarantined: Sequence[str], failed: Sequence[str], rows_failed: int) -> str:
+    parts = []
+    if quarantined:
+        parts.append(f"quarantined: {', '.join(quarantined)}; what they held before stays as it was")
+    if failed:
+        parts.append(f"failed: {', '.join(failed)}; retried automatically")
+    if not parts and rows_failed:
+        parts.append(f"{rows_failed} rows of this hour are in the dead letters")
+    return "; ".join(parts) or "every row passed"
 
 
 def _latest_materialization(
@@ -100,8 +134,8 @@ def drained_verdict(key: str, shares: Sequence[BatchHour], totals: RawTotals) ->
     )
 
 
-def forget_drained_verdicts(instance: DagsterInstance, keys: Sequence[str]) -> None:
-    """Make room for new verdicts about hours that the drain reported before.
+def forget_verdicts(instance: DagsterInstance, asset: str, keys: Sequence[str]) -> None:
+    """Make room for new verdicts about hours that were reported before outside of a run.
 
     Dagster's table of check executions takes one row per (check, run, partition), and what no run reported
     counts as one and the same run: the second report of an hour would fail the whole tick. The verdict is about
@@ -113,7 +147,7 @@ def forget_drained_verdicts(instance: DagsterInstance, keys: Sequence[str]) -> N
         with storage.index_connection() as conn:
             conn.execute(
                 table.delete().where(
-                    table.c.asset_key == AssetKey(RAW_EVENTS).to_string(),
+                    table.c.asset_key == AssetKey(asset).to_string(),
                     table.c.check_name == CHECK_NAME,
                     table.c.run_id == RUNLESS_RUN_ID,
                     table.c.partition.in_(list(keys)),

@@ -1,24 +1,23 @@
-"""Runs one asset over the hours of a run, each committed and reported by itself. Knows no asset's content.
+"""Runs one asset over the hours of a run, and reports each hour as it really is. Knows no asset's content.
 
 Dagster reports a range run as a whole: every partition materialized, and one check result without a partition
-that leaves the planned ones open. Here each hour is reported as soon as it is committed, so that a run that is
-stopped, or fails in the middle, shows exactly what it did.
+that leaves the planned ones open. Here each hour is reported by itself. What was committed by a run that did not live
+to report it, the next tick of the sensor reports: see ``outcome_reports``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeAlias
 
-import psycopg2
 import structlog
 from dagster import (
     AssetCheckEvaluation,
     AssetExecutionContext,
     AssetKey,
     AssetMaterialization,
+    AssetObservation,
     Failure,
     MaterializeResult,
     Output,
@@ -29,16 +28,19 @@ from analytics_pipeline.errors import PipelineError
 from analytics_pipeline.orchestration.checks import verdict
 from analytics_pipeline.orchestration.metadata import Metadata, outcome_metadata
 from analytics_pipeline.orchestration.partitions import key_of, range_of_run
-from analytics_pipeline.orchestration.tags import CLAIM_TAG, INCREMENTAL, MODE_TAG, PARENT_RUN_TAG
-from analytics_pipeline.records import HourOutcome, Mode
+from analytics_pipeline.orchestration.tags import CLAIM_TAG, DOMAINS_TAG, INCREMENTAL, MODE_TAG, PARENT_RUN_TAG
+from analytics_pipeline.records import DerivedHours, DomainState, HourOutcome, Mode
 
 log = structlog.get_logger(__name__)
 
-Compute: TypeAlias = Callable[[datetime], HourOutcome]
+Compute: TypeAlias = Callable[[Sequence[datetime]], DerivedHours]
+States: TypeAlias = Callable[[Sequence[datetime]], Mapping[datetime, Sequence[DomainState]]]
 Extra: TypeAlias = Callable[[HourOutcome], Metadata]
-Event: TypeAlias = AssetMaterialization | AssetCheckEvaluation | MaterializeResult[Any] | Output[None]
+Event: TypeAlias = (
+    AssetMaterialization | AssetObservation | AssetCheckEvaluation | MaterializeResult[Any] | Output[None]
+)
 
-#: Errors named in the message of a failed range; the log of the run has them all.
+#: Errors named in the message of a failed run; the log of the run has them all.
 ERRORS_SHOWN = 3
 
 
@@ -46,6 +48,12 @@ def mode_of_run(tags: Mapping[str, str]) -> Mode:
     """Incremental only for the run that the drain sensor asked for. A re-execution inherits its tags: full."""
     asked_by_sensor = tags.get(MODE_TAG) == INCREMENTAL and bool(tags.get(CLAIM_TAG))
     return "incremental" if asked_by_sensor and PARENT_RUN_TAG not in tags else "full"
+
+
+def domains_of_run(tags: Mapping[str, str]) -> Sequence[str] | None:
+    """The domains that a run is restricted to by its tag; None: all."""
+    text = tags.get(DOMAINS_TAG, "")
+    return tuple(part.strip() for part in text.split(",") if part.strip()) or None
 
 
 def hours_of_run(tags: Mapping[str, str]) -> Sequence[datetime]:
@@ -60,53 +68,81 @@ def hours_of_run(tags: Mapping[str, str]) -> Sequence[datetime]:
     return list(hours)
 
 
-def materialize_hours(context: AssetExecutionContext, compute: Compute, extra: Extra) -> Iterator[Event]:
-    """Compute each hour of the run and report it. ``extra`` adds metadata to a materialization.
+def materialize_hours(
+    context: AssetExecutionContext, compute: Compute, states: States, extra: Extra
+) -> Iterator[Event]:
+    """Compute the hours of the run and report them.
 
-    An hour that fails does not stop the others; the step fails in the end. What a live run quarantines does not
-    even stop the next assets: the other domains and hours of the run go on to them.
+    A domain that is quarantined or fails holds back only itself. In a live run the hour is materialized with what was
+    committed, and its check is red; in a run that a person started such an hour is not materialized, and the step
+    fails and names it.
+
+    Args:
+        compute: commits slice by slice.
+        states: what each hour holds afterwards, by domain.
+        extra: adds metadata to a materialization.
 
     Raises:
-        Failure: hours were quarantined or failed; those are not materialized.
+        Failure: see above.
     """
     mode = mode_of_run(context.run.tags)
     hours = hours_of_run(context.run.tags)
-    tally = _Tally(hours=len(hours))
-    for hour in hours:
-        try:
-            outcome = compute(hour)
-        except Exception as error:
-            if len(hours) == 1 or isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError):
-                raise  # the database is out of reach: the other hours would wait for it in vain
-            context.log.exception(f"{key_of(hour)} failed")  # and is raised again as the step's failure
-            tally.errors[key_of(hour)] = error
-            continue
-        tally.add(outcome)
-        if mode == "incremental" and not outcome.domains:
-            continue  # no marks, nothing written: nothing to report
-        yield from _report(context, outcome, extra, alone=len(hours) == 1)
-    tally.raise_if_failed(mode)
-    yield from _outputs(context, reported_by_dagster=len(hours) == 1 and bool(tally.materialized))
+    done = compute(hours)
+    held = states(hours)
+    alone = len(hours) == 1
+    reported_by_dagster = False
+    for outcome in done.outcomes:
+        errors = {one.domain: one.error for one in done.errors if one.hour == outcome.hour}
+        if mode == "incremental" and not outcome.domains and not errors:
+            continue  # no pending work, nothing written: nothing to report
+        for event in _report(context, outcome, errors, held.get(outcome.hour, ()), extra, alone=alone):
+            reported_by_dagster |= isinstance(event, MaterializeResult)
+            yield event
+    for hour in done.expired:
+        yield from _expired(context, hour)
+    _raise_if_failed(done, mode, len(hours))
+    yield from _outputs(context, reported_by_dagster=reported_by_dagster)
 
 
-def _report(context: AssetExecutionContext, outcome: HourOutcome, extra: Extra, *, alone: bool) -> Iterator[Event]:
+def is_materialized(outcome: HourOutcome, errors: Mapping[str, Exception]) -> bool:
+    """Whether the hour's content is what it should be, or, in a live run, at least some of it is."""
+    committed = len(outcome.quarantined) < len(outcome.domains)
+    if outcome.mode == "full":
+        return not outcome.quarantined and not errors
+    return committed
+
+
+def _report(
+    context: AssetExecutionContext,
+    outcome: HourOutcome,
+    errors: Mapping[str, Exception],
+    held: Sequence[DomainState],
+    extra: Extra,
+    *,
+    alone: bool,
+) -> Iterator[Event]:
     if outcome.quarantined:
         log.error("quarantined", asset=outcome.asset, hour=key_of(outcome.hour), domains=list(outcome.quarantined))
+    metadata = outcome_metadata(outcome, held) | extra(outcome)
+    if not is_materialized(outcome, errors):
+        if len(outcome.domains) > len(outcome.quarantined):
+            # What was committed is there, though the hour is not what was asked for.
+            yield AssetObservation(AssetKey(outcome.asset), partition=key_of(outcome.hour), metadata=metadata)
     elif alone:
         # Left to Dagster, which adds code and data versions. It does so for all partitions of a run alike,
         # hence not for ranges.
-        yield MaterializeResult(metadata=outcome_metadata(outcome) | extra(outcome))
+        yield MaterializeResult(metadata=metadata)
     else:
-        yield _materialization(outcome, extra)
-    yield verdict(outcome, context.instance)
+        yield AssetMaterialization(AssetKey(outcome.asset), partition=key_of(outcome.hour), metadata=metadata)
+    yield verdict(outcome, held, errors, context.instance)
 
 
-def _materialization(outcome: HourOutcome, extra: Extra) -> AssetMaterialization:
-    return AssetMaterialization(
-        asset_key=AssetKey(outcome.asset),
-        partition=key_of(outcome.hour),
-        metadata=outcome_metadata(outcome) | extra(outcome),
-    )
+def _expired(context: AssetExecutionContext, hour: datetime) -> Iterator[Event]:
+    from analytics_pipeline.orchestration.checks import expired_verdict
+
+    asset = context.asset_key.to_user_string()
+    context.log.info(f"{key_of(hour)}: taken by retention; nothing was computed")
+    yield expired_verdict(asset, hour)
 
 
 def _outputs(context: AssetExecutionContext, *, reported_by_dagster: bool) -> Iterator[Output[None]]:
@@ -126,31 +162,16 @@ def _quarantine_text(key: str, domains: Sequence[str]) -> str:
     )
 
 
-@dataclass
-class _Tally:
-    """What became of the hours of a run."""
-
-    hours: int
-    materialized: int = 0
-    wrote: bool = False
-    quarantined: dict[str, Sequence[str]] = field(default_factory=dict)
-    errors: dict[str, Exception] = field(default_factory=dict)
-
-    def add(self, outcome: HourOutcome) -> None:
-        self.wrote = self.wrote or len(outcome.quarantined) < len(outcome.domains)
-        if outcome.quarantined:
-            self.quarantined[key_of(outcome.hour)] = outcome.quarantined
-        elif outcome.mode == "full" or outcome.domains:
-            self.materialized += 1
-
-    def raise_if_failed(self, mode: Mode) -> None:
-        if not self.quarantined and not self.errors:
-            return
-        if mode == "incremental" and self.wrote and not self.errors:
-            return
-        lines = [_quarantine_text(key, domains) for key, domains in self.quarantined.items()]
-        lines += [f"{key}: {error}" for key, error in self.errors.items()]
-        shown = "\n".join(lines[:ERRORS_SHOWN])
-        if self.hours > 1:
-            shown = f"{len(lines)} of {self.hours} hours were not materialized, the others were:\n{shown}"
-        raise Failure(shown, allow_retries=False) from next(iter(self.errors.values()), None)
+def _raise_if_failed(done: DerivedHours, mode: Mode, hours: int) -> None:
+    quarantined = {key_of(one.hour): one.quarantined for one in done.outcomes if one.quarantined}
+    if not quarantined and not done.errors:
+        return
+    if mode == "incremental" and any(is_materialized(one, {}) for one in done.outcomes):
+        return
+    lines = [_quarantine_text(key, domains) for key, domains in quarantined.items()]
+    lines += [f"{key_of(one.hour)}: {one.domain}: {one.error}" for one in done.errors]
+    shown = "\n".join(lines[:ERRORS_SHOWN])
+    if hours > 1:
+        bad = len(quarantined.keys() | {key_of(one.hour) for one in done.errors})
+        shown = f"{bad} of {hours} hours were not materialized, the others were:\n{shown}"
+    raise Failure(shown, allow_retries=False) from (done.errors[0].error if done.errors else None)

@@ -8,10 +8,10 @@ from typing import Any
 
 from dagster import MetadataValue, TableColumn, TableColumnConstraints, TableSchema
 
-from analytics_pipeline.records import BatchHour, DomainOutcome, GateResult, HourOutcome
+from analytics_pipeline.assets.catalog import BY_NAME
+from analytics_pipeline.records import BatchHour, DomainOutcome, DomainState, GateResult, HourOutcome
 from analytics_pipeline.settings import Settings
 from analytics_pipeline.storage.profile import RawTotals
-from analytics_pipeline.storage.schema_columns import columns_by_table
 
 Metadata = dict[str, Any]
 
@@ -25,39 +25,43 @@ SAMPLES_SHOWN = 20
 
 
 def definition_metadata(asset: str, settings: Settings) -> Metadata:
-    """Column schema and table name: the same for every partition."""
+    """Column schema with units, and table name: the same for every partition."""
+    table = BY_NAME[asset].table
     columns = [
         TableColumn(
             name=column.name,
             type=column.type,
-            description=column.description or None,
+            description=f"{column.description} [{column.unit}]" if column.unit else column.description,
             constraints=TableColumnConstraints(nullable=column.nullable),
         )
-        for column in columns_by_table()[asset]
+        for column in (*table.columns, *table.bookkeeping)
     ]
     return {
         "dagster/column_schema": TableSchema(columns=columns),
-        "dagster/table_name": f"{settings.db_name}.{settings.db_schema}.{asset}",
+        "dagster/table_name": f"{settings.db_name}.{settings.db_schema}.{table.name}",
     }
 
 
-def outcome_metadata(outcome: HourOutcome) -> Metadata:
-    """What one run did to one partition."""
+def outcome_metadata(outcome: HourOutcome, held: Sequence[DomainState] = ()) -> Metadata:
+    """What one run did to one partition, and what the partition holds over all of its domains."""
+    rows = {state.domain: state.rows for state in held} | {d.domain: d.rows for d in outcome.domains}
     metadata: Metadata = {
-        "dagster/row_count": outcome.rows,
+        "dagster/row_count": sum(rows.values()),
         "rows_written": sum(domain.written for domain in outcome.domains),
         "late_rows": outcome.late_rows,
         "dead_letters": outcome.dead_letters,
         "duration_s": round(outcome.duration_s, 4),
         "mode": outcome.mode,
     }
-    if len(outcome.domains) > 1:
-        metadata["rows_by_domain"] = MetadataValue.json({d.domain: d.rows for d in outcome.domains})
+    if len(rows) > 1:
+        metadata["rows_by_domain"] = MetadataValue.json(rows)
     return metadata
 
 
-def check_metadata(outcome: HourOutcome) -> Metadata:
-    """What the gate said about one partition: counts, and what failed where."""
+def check_metadata(
+    outcome: HourOutcome, others: Sequence[DomainState] = (), failed: Mapping[str, str | None] | None = None
+) -> Metadata:
+    """What the gate said about one partition: counts, what failed where, and a table by domain."""
     failing = [failure for domain in outcome.domains for failure in _failing(domain.gate)]
     metadata: Metadata = {
         "rows_judged": sum(domain.gate.rows for domain in outcome.domains),
@@ -70,7 +74,21 @@ def check_metadata(outcome: HourOutcome) -> Metadata:
         metadata["whole_content"] = MetadataValue.json(
             {d.domain: _whole_content(d) for d in outcome.domains if d.quarantined}
         )
+    if len(outcome.domains) + len(others) > 1 or failed:
+        metadata["domains"] = MetadataValue.md(_domain_table(outcome, others, failed or {}))
     return metadata
+
+
+def _domain_table(
+    outcome: HourOutcome, others: Sequence[DomainState], failed: Mapping[str, str | None]
+) -> str:
+    rows = {d.domain: (d.rows, d.rows_failed, "quarantined" if d.quarantined else "written") for d in outcome.domains}
+    rows |= {s.domain: (s.rows, s.rows_failed, s.status) for s in others}
+    for domain, error in failed.items():
+        its = rows.get(domain, (0, 0, ""))
+        rows[domain] = (its[0], its[1], f"failed: {(error or '').splitlines()[0][:200] if error else ''}")
+    lines = [f"| {name} | {its[0]} | {its[1]} | {its[2].replace('|', '/')} |" for name, its in sorted(rows.items())]
+    return "\n".join(["| domain | rows | failed rows | state |", "|---|---:|---:|---|", *lines])
 
 
 def _whole_content(domain: DomainOutcome) -> Mapping[str, int]:

@@ -9,15 +9,26 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+import psycopg2
+
+from analytics_pipeline.errors import BelowRetentionError
 from analytics_pipeline.orchestration.fingerprint import LOADED
-from analytics_pipeline.records import DerivedName, DrainOutcome, HourOutcome, Mode
+from analytics_pipeline.records import (
+    AssetName,
+    DerivedHours,
+    DerivedName,
+    DomainState,
+    DrainOutcome,
+    Mode,
+    PartitionError,
+)
 from analytics_pipeline.settings import Settings
 from analytics_pipeline.storage.engine import Connection, connection, engine_for
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from analytics_pipeline.assets.derive import Derived, Deriver
+    from analytics_pipeline.assets.derive import Deriver
     from analytics_pipeline.domains import Registry
     from analytics_pipeline.flow.drain import Drain
 
@@ -60,10 +71,6 @@ class Pipeline:
         with connection(self.engine) as conn:
             yield conn
 
-    def derive(self, asset: DerivedName, hour: datetime, mode: Mode, run_id: str) -> HourOutcome:
-        """One hour of a derived asset, committed."""
-        return self._deriver().derive(asset, hour, mode, run_id)
-
     def derive_hours(
         self,
         asset: DerivedName,
@@ -71,7 +78,7 @@ class Pipeline:
         mode: Mode,
         run_id: str,
         domains: Sequence[str] | None = None,
-    ) -> Derived:
+    ) -> DerivedHours:
         """Some hours of a derived asset, committed slice by slice."""
         return self._deriver().derive_hours(asset, hours, mode, run_id, domains=domains)
 
@@ -83,11 +90,30 @@ class Pipeline:
             self._derivers[pid] = Deriver(self.settings, self.engine, self.domains, code_version=LOADED)
         return self._derivers[pid]
 
-    def rebuild_raw(self, hour: datetime, run_id: str) -> HourOutcome:
-        """One hour of raw events, read again from Kafka, committed."""
+    def rebuild_raw_hours(self, hours: Sequence[datetime], run_id: str) -> DerivedHours:
+        """Hours of raw events, read again from Kafka, each committed by itself; one that fails stops no other."""
         from analytics_pipeline.flow.rebuild_raw import rebuild_raw
 
-        return rebuild_raw(self.settings, self.engine, self.domains, hour, run_id)
+        done = DerivedHours()
+        for hour in hours:
+            try:
+                done.outcomes.append(rebuild_raw(self.settings, self.engine, self.domains, hour, run_id))
+            except BelowRetentionError:
+                done.expired.append(hour)
+            except (psycopg2.OperationalError, psycopg2.InterfaceError):
+                raise  # the database is out of reach: the other hours would wait for it in vain
+            except Exception as error:
+                if len(hours) == 1:
+                    raise
+                done.errors.append(PartitionError(domain="every domain", hour=hour, error=error))
+        return done
+
+    def hour_states(self, asset: AssetName, hours: Sequence[datetime]) -> dict[datetime, list[DomainState]]:
+        """What some hours of an asset hold, by domain."""
+        from analytics_pipeline.storage.partition_state import domain_states
+
+        with self.connection() as conn:
+            return domain_states(conn, asset, hours)
 
     def drain(self, now: datetime) -> DrainOutcome:
         """One tick of this process's drain, which keeps its Kafka assignment from tick to tick."""

@@ -23,7 +23,8 @@ from dagster import (
 
 from analytics_pipeline.errors import PipelineError
 from analytics_pipeline.orchestration import fingerprint, lost_runs
-from analytics_pipeline.orchestration.checks import forget_drained_verdicts
+from analytics_pipeline.orchestration.checks import forget_verdicts
+from analytics_pipeline.orchestration.outcome_reports import report_unreported
 from analytics_pipeline.orchestration.partitions import key_of, last_partition_hour
 from analytics_pipeline.orchestration.planning import Plan, Request, Situation, make_plan
 from analytics_pipeline.orchestration.reporting import Cursor, Selection, events, select
@@ -92,10 +93,12 @@ def tick(
     with pipeline.connection() as conn:
         selection = _select(pipeline.settings, conn, cursor, now)
         totals = raw_totals(conn, list(selection.shares))
+        if claims:
+            _report_commits(pipeline.settings, instance, conn, unfinished, now)
         plan = _plan(pipeline.settings, instance, conn, unfinished, now, list(pipeline.domains.by_name))
         if claims:
             conn.commit()
-    forget_drained_verdicts(instance, [key_of(hour) for hour in selection.shares])
+    forget_verdicts(instance, RAW_EVENTS, [key_of(hour) for hour in selection.shares])
     requests = [_run_request(request) for request in plan.requests]
     words = _words(drained, selection, plan)
     log.info("tick", words=words, requests=len(requests), hours_reported=len(selection.shares))
@@ -139,6 +142,18 @@ def _drain(pipeline: Pipeline, now: datetime) -> str:
         f"drained {outcome.messages} messages in {outcome.duration_s:.2f} s ({outcome.raw_rows} rows, "
         f"{outcome.dead_letters} dead letters), lag {outcome.lag_messages}"
     )
+
+
+def _report_commits(
+    settings: Settings, instance: DagsterInstance, conn: Connection, unfinished: Sequence[UnfinishedRun], now: datetime
+) -> None:
+    """What runs committed and did not live to report."""
+    first, last = settings.partitions_start, last_partition_hour(now)
+    reported = report_unreported(
+        instance, conn, {run.run_id for run in unfinished}, valid=lambda hour: first <= hour <= last
+    )
+    if reported:
+        log.info("reported commits of ended runs", hours=reported)
 
 
 def _select(settings: Settings, conn: Connection, cursor: str | None, now: datetime) -> Selection:

@@ -11,6 +11,9 @@ CLAIM_TAG: Final = "analytics_pipeline/claim"
 #: Fingerprint of the sources that the code location had loaded when it asked for the run.
 CODE_TAG: Final = "analytics_pipeline/code"
 
+#: Restricts a rerun to some domains, named with commas between.
+DOMAINS_TAG: Final = "analytics_pipeline/domains"
+
 QUEUE_TAG: Final = "dagster-celery/queue"
 #: One worker slot serves nothing else, so that no backfill ever stands before live data.
 LIVE_QUEUE: Final = "live"

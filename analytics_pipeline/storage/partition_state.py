@@ -10,6 +10,7 @@ from typing import Any
 
 from psycopg2.extras import execute_values
 
+from analytics_pipeline.records import DomainState
 from analytics_pipeline.storage.engine import Connection
 
 Key = tuple[int, datetime]
@@ -110,6 +111,27 @@ def hours_with_rows(connection: Connection, asset: str, wanted: Sequence[Key]) -
             ([key[0] for key in wanted], [key[1] for key in wanted], asset),
         )
         return set(cursor.fetchall())
+
+
+def domain_states(
+    connection: Connection, asset: str, hours: Sequence[datetime]
+) -> dict[datetime, list[DomainState]]:
+    """What an asset holds in some hours, by domain, with the error of the last computation where it failed."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT coalesce(s.hour, f.hour), d.domain, coalesce(s.rows, 0), coalesce(s.rows_failed, 0), "
+            "coalesce(s.status, 'open'), f.error "
+            "FROM (SELECT * FROM partition_state WHERE asset = %(asset)s AND hour = ANY(%(hours)s::timestamptz[])) s "
+            "FULL JOIN (SELECT * FROM partition_failure WHERE asset = %(asset)s "
+            "AND hour = ANY(%(hours)s::timestamptz[])) f USING (domain_id, hour) "
+            "JOIN domain_number d USING (domain_id) ORDER BY 1, 2",
+            {"asset": asset, "hours": list(hours)},
+        )
+        found: dict[datetime, list[DomainState]] = {}
+        for hour, domain, rows, failed, status, error in cursor.fetchall():
+            state = DomainState(domain=domain, rows=rows, rows_failed=failed, status=status, error=error)
+            found.setdefault(hour, []).append(state)
+    return found
 
 
 # ---------------------------------------------------------------------- failures

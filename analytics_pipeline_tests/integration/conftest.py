@@ -69,7 +69,7 @@ class World:
         wait_for(
             lambda: (
                 self.query("SELECT 1 FROM partition_state WHERE hour = %s AND asset = 'kpis'", hour)
-                and not self.query("SELECT 1 FROM pending_mark WHERE hour = %s LIMIT 1", hour)
+                and not self.query("SELECT 1 FROM pending_work WHERE hour = %s LIMIT 1", hour)
             ),
             timeout_s,
             f"the pending work of {key_of(hour)}",
@@ -79,7 +79,7 @@ class World:
         """Wait until nothing is pending and every run has ended."""
         wait_for(
             lambda: (
-                not self.query("SELECT 1 FROM pending_mark LIMIT 1")
+                not self.query("SELECT 1 FROM pending_work LIMIT 1")
                 and not self.query(
                     "SELECT 1 FROM runs WHERE status NOT IN ('SUCCESS', 'FAILURE', 'CANCELED') LIMIT 1"
                 )

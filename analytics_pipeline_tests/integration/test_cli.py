@@ -133,10 +133,8 @@ def test_status_of_a_new_database_says_that_nothing_happened(database_settings: 
 
 def test_status_shows_lag_pending_quarantine_failures_gaps_and_dead_letters(drained: Settings, topic: str) -> None:
     fetch(drained, "UPDATE kafka_offset SET high_offset = next_offset + 7 WHERE partition = 0")
-    fetch(
-        drained,
-        "INSERT INTO pending_mark (asset, hour, domain, reason) VALUES ('kpis', %s, 'sensor', 'test')", HOUR,
-    )  # fmt: skip
+    fetch(drained, "DELETE FROM pending_work")
+    fetch(drained, "INSERT INTO pending_work (asset, hour, domain_id, reason) VALUES ('kpis', %s, 1, 'test')", HOUR)
     quarantine(drained)
     fetch(drained, "INSERT INTO hour_claim VALUES (%s, 'c', 3, now(), now(), 'disk full')", HOUR)
     fetch(
@@ -277,14 +275,13 @@ def test_gaps_are_listed_until_they_are_accepted(database_settings: Settings, us
 
 
 def quarantine(settings: Settings, asset: str = "anomalies") -> None:
-    detail = json.dumps({"expectations": {"expect_column_values_to_be_between(score)": 150}})
+    detail = json.dumps({"rows_seen": 200, "expectations": {"expect_column_values_to_be_between(score)": 150}})
+    fetch(settings, "INSERT INTO domain_number (domain_id, domain) VALUES (1, 'sensor') ON CONFLICT DO NOTHING")
     fetch(
         settings,
-        "INSERT INTO partition_state (asset, hour, domain, rows, rows_seen, rows_failed, status, "
-        "evaluated_mark_id, detail) VALUES (%s, %s, 'sensor', 0, 200, 150, 'quarantined', 9999, %s) "
-        "ON CONFLICT (asset, hour, domain) DO UPDATE "
-        "SET rows_seen = 200, rows_failed = 150, status = 'quarantined', evaluated_mark_id = 9999, "
-        "detail = EXCLUDED.detail",
+        "INSERT INTO partition_state (asset, hour, domain_id, rows, rows_failed, status, detail) "
+        "VALUES (%s, %s, 1, 0, 150, 'quarantined', %s) ON CONFLICT (asset, hour, domain_id) DO UPDATE "
+        "SET rows_failed = 150, status = 'quarantined', detail = EXCLUDED.detail",
         asset, HOUR, detail,
     )  # fmt: skip
 
@@ -300,8 +297,8 @@ def test_a_quarantined_pair_is_listed_and_released_with_a_mark(database_settings
     )
     rows = fetch(
         database_settings,
-        "SELECT s.status, m.scope, m.reason FROM partition_state s "
-        "JOIN pending_mark m USING (asset, hour, domain)",
+        "SELECT s.status, w.spans, w.reason FROM partition_state s "
+        "JOIN pending_work w USING (asset, hour, domain_id)",
     )
     assert rows == [("released", None, "released")]
     assert "is not in quarantine" in refuse("gates", "release", "anomalies", HOUR, "sensor")

@@ -184,7 +184,7 @@ def test_two_workers_on_one_hour_work_one_after_the_other(
     assert_invariants(world)
 
 
-@pytest.mark.parametrize("place", ["_mark_dependents", "_commit"])
+@pytest.mark.parametrize("place", ["_holding_windows", "_commit"])
 def test_an_hour_computed_while_an_earlier_one_is_not_yet_committed_is_judged_again(
     world: World, threads: ThreadPoolExecutor, place: str
 ) -> None:

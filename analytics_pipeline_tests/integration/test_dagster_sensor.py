@@ -119,7 +119,7 @@ def test_backpressure_pauses_the_drain_says_so_and_runs_go_on(
         assert len(paused.run_requests or ()) == 3
         for hour, *_ in query(pipeline, "SELECT hour FROM hour_claim"):
             for asset in DERIVED:
-                pipeline.derive(asset, hour, "incremental", "test")
+                pipeline.derive_hours(asset, [hour], "incremental", "test")
         resumed = tick(pipeline, instance, paused.cursor, later + timedelta(seconds=5))
         assert query(pipeline, "SELECT count(*) FROM raw_events") == [(4,)]
         assert len(resumed.run_requests or ()) == 1
@@ -224,7 +224,7 @@ def test_retention_deletes_whole_hours_below_a_floor_that_it_writes_down_first(
     pipeline.drain(NOW)
     for hour in (old, young):
         for asset in DERIVED:
-            pipeline.derive(asset, hour, "incremental", "test")
+            pipeline.derive_hours(asset, [hour], "incremental", "test")
 
     with pipeline.connection() as conn:
         assert expire(conn, ["sensor"], NOW, 0).floor is None

@@ -16,8 +16,11 @@ def db(database_settings: Settings) -> Settings:
     """Windows of the sensor domain in the hours 06 to 12 of one day."""
     fetch(
         database_settings,
-        "INSERT INTO partition_state (asset, hour, domain, rows, rows_seen, rows_failed, status) "
-        "SELECT asset, '2026-01-01Z'::timestamptz + h * interval '1 hour', 'sensor', 1, 1, 0, 'open' "
+        "INSERT INTO domain_number (domain_id, domain) VALUES (1, 'sensor'); "
+        "INSERT INTO measurement_series (domain_id, machine_id, metric) VALUES (1, 'mc-01', 'temp'), "
+        "(1, 'mc-02', 'temp'), (1, 'm', 'temp'); "
+        "INSERT INTO partition_state (asset, hour, domain_id, rows, rows_failed, status) "
+        "SELECT asset, '2026-01-01Z'::timestamptz + h * interval '1 hour', 1, 1, 0, 'open' "
         "FROM generate_series(6, 12) h, unnest(ARRAY['window_aggregates', 'kpis']) asset",
     )
     return database_settings
@@ -28,12 +31,12 @@ def at(clock: str) -> str:
 
 
 def marked(db: Settings) -> dict[str, list[int]]:
-    """Marked hours by asset; the marks are taken away."""
+    """Hours that are asked for, by asset; the pending work is taken away."""
     rows = fetch(
         db,
-        "WITH taken AS (DELETE FROM pending_mark RETURNING *) "
+        "WITH taken AS (DELETE FROM pending_work RETURNING *) "
         "SELECT asset, array_agg(DISTINCT extract(hour FROM hour)::int) FROM taken "
-        "WHERE scope IS NULL AND reason = 'master_data' AND domain = 'sensor' GROUP BY asset",
+        "WHERE reason = 'master_data' AND domain_id = 1 GROUP BY asset",
     )
     return dict(rows)
 

@@ -137,20 +137,24 @@ def test_a_lag_that_is_not_known_is_not_zero(db: Settings) -> None:
 def test_partition_status_tells_done_pending_failed_and_quarantined(db: Settings) -> None:
     fetch(
         db,
-        "INSERT INTO partition_state (asset, hour, domain, rows, rows_seen, rows_failed, status) VALUES "
-        "('kpis', '2026-01-01 10:00Z', 'sensor', 4, 4, 0, 'open'), "
-        "('kpis', '2026-01-01 11:00Z', 'sensor', 4, 4, 0, 'open'), "
-        "('kpis', '2026-01-01 12:00Z', 'sensor', 0, 200, 150, 'quarantined')",
+        "INSERT INTO partition_state (asset, hour, domain_id, rows, rows_failed, status) VALUES "
+        "('kpis', '2026-01-01 10:00Z', 1, 4, 0, 'open'), "
+        "('kpis', '2026-01-01 11:00Z', 1, 4, 0, 'open'), "
+        "('kpis', '2026-01-01 12:00Z', 1, 0, 150, 'quarantined')",
     )
     fetch(
         db,
-        "INSERT INTO pending_mark (asset, hour, domain, reason) VALUES "
-        "('kpis', '2026-01-01 11:00Z', 'sensor', 'x'), "
-        "('kpis', '2026-01-01 12:00Z', 'sensor', 'x'), ('kpis', '2026-01-01 13:00Z', 'sensor', 'x'), "
-        "('kpis', '2026-01-01 14:00Z', 'sensor', 'x')",
+        "INSERT INTO pending_work (asset, hour, domain_id, reason) VALUES "
+        "('kpis', '2026-01-01 11:00Z', 1, 'x'), "
+        "('kpis', '2026-01-01 12:00Z', 1, 'x'), ('kpis', '2026-01-01 13:00Z', 1, 'x'), "
+        "('kpis', '2026-01-01 14:00Z', 1, 'x')",
     )
-    fetch(db, "INSERT INTO hour_claim VALUES ('2026-01-01 14:00Z', 'c', 2, now(), now(), 'boom')")
-    rows = fetch(db, "SELECT state, pending_marks FROM partition_status ORDER BY hour")
+    fetch(
+        db,
+        "INSERT INTO partition_failure (asset, hour, domain_id, attempts, next_try_at, code_version, error) "
+        "VALUES ('kpis', '2026-01-01 14:00Z', 1, 2, now(), '', 'boom')",
+    )
+    rows = fetch(db, "SELECT state, pending_items FROM partition_status ORDER BY hour")
     assert rows == [("done", 0), ("pending", 1), ("quarantined", 1), ("pending", 1), ("failed", 1)]
 
 

@@ -23,7 +23,6 @@ from analytics_pipeline.orchestration.runs import UnfinishedRun, busy_hours
 from analytics_pipeline.orchestration.tags import CLAIM_TAG, CODE_TAG, MODE_TAG, PARENT_RUN_TAG
 from analytics_pipeline.records import HOUR, BatchHour, BatchReport
 from analytics_pipeline.storage.profile import RawTotals
-from analytics_pipeline.storage.schema_columns import columns_by_table
 
 H = datetime(2026, 11, 21, 10, tzinfo=UTC)
 
@@ -167,14 +166,3 @@ def test_more_hours_than_a_tick_takes_are_reported_by_the_next_ticks_and_none_tw
 def test_an_unreadable_cursor_begins_anew(text: str | None) -> None:
     assert Cursor.parse(text).batch_id in (0, 1)
     assert Cursor.parse(text).until is None
-
-
-def test_the_columns_shown_are_those_that_the_sql_declares() -> None:
-    columns = columns_by_table()
-    assert [column.name for column in columns["raw_events"]][:4] == ["topic", "epoch", "partition", "offset"]
-    value = next(column for column in columns["kpis"] if column.name == "value")
-    assert (value.type, value.nullable, value.description) == (
-        "double precision",
-        True,
-        "NULL with a reason: unknown is not zero",
-    )
