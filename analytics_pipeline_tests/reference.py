@@ -3,8 +3,8 @@
 Plain Python on purpose: no numpy, no polars, and nothing of the package but the names of its formulas'
 constants, repeated here by hand. One message after the other, one window after the other.
 
-Not compared bit for bit: averages and M2 are exact sums here (`math.fsum`; see `m2_tolerance`), percentiles
-exact order statistics.
+Not compared bit for bit: averages, M2 and integrals are exact sums here (`math.fsum`; see `m2_tolerance`),
+percentiles exact order statistics.
 """
 
 from __future__ import annotations
@@ -77,6 +77,8 @@ class Window:
     p99: float
     base_n: int
     coverage: float
+    tw_integral: float
+    tw_covered_s: float
 
 
 @dataclass(frozen=True)
@@ -116,14 +118,16 @@ def measurements(messages: Iterable[Message]) -> dict[tuple[SeriesKey, int], flo
     return {identity: message.value for identity, message in winner.items()}
 
 
-def windows(messages: Iterable[Message], size_s: int, base_s: int) -> list[Window]:
-    """Every window of one size that holds a sample, by start and series."""
+def windows(messages: Iterable[Message], size_s: int, base_s: int, gap_us: int = 0) -> list[Window]:
+    """Every window of one size that holds a sample, by start and series; a value holds for at most the gap."""
     samples: dict[tuple[int, SeriesKey], list[tuple[int, float]]] = defaultdict(list)
-    for (series, time_us), value in measurements(messages).items():
+    history: dict[SeriesKey, list[tuple[int, float]]] = defaultdict(list)
+    for (series, time_us), value in sorted(measurements(messages).items(), key=lambda item: item[0][1]):
         start_us = time_us - time_us % (size_s * MICROS)
         samples[start_us, series].append((time_us, value))
+        history[series].append((time_us, value))
     return [
-        _window(start_us, size_s, base_s, series, sorted(samples[start_us, series]))
+        _window(start_us, size_s, base_s, series, samples[start_us, series], history[series], gap_us)
         for start_us, series in sorted(samples, key=_by_start)
     ]
 
@@ -132,12 +136,35 @@ def _by_start(key: tuple[int, SeriesKey]) -> tuple[int, tuple[str, ...]]:
     return key[0], tuple("" if part is None else part for part in key[1])
 
 
+def held(start_us: int, end_us: int, history: Sequence[tuple[int, float]], gap_us: int) -> list[tuple[float, int]]:
+    """(value, microseconds) of what holds in a span: each value until the next one, at most for the gap.
+
+    ``history`` are all samples of the series as (time, value), in order.
+    """
+    pieces = []
+    for at, (time_us, value) in enumerate(history):
+        until_us = min(history[at + 1][0] if at + 1 < len(history) else end_us, time_us + gap_us, end_us)
+        from_us = max(time_us, start_us)
+        if until_us > from_us:
+            pieces.append((value, until_us - from_us))
+    return pieces
+
+
 def _window(
-    start_us: int, size_s: int, base_s: int, series: SeriesKey, samples: list[tuple[int, float]]
+    start_us: int,
+    size_s: int,
+    base_s: int,
+    series: SeriesKey,
+    samples: list[tuple[int, float]],
+    history: list[tuple[int, float]],
+    gap_us: int,
 ) -> Window:
     values = [value for _, value in samples]
     mean = math.fsum(values) / len(values)
-    base_n = len({time_us // (base_s * MICROS) for time_us, _ in samples})
+    base_us = base_s * MICROS
+    filled = sorted({time_us - time_us % base_us for time_us, _ in samples})
+    base_n = len(filled)
+    pieces = [piece for start in filled for piece in held(start, start + base_us, history, gap_us)]
     return Window(
         start_us=start_us,
         size_s=size_s,
@@ -156,13 +183,15 @@ def _window(
         p99=percentile(values, 0.99),
         base_n=base_n,
         coverage=base_n / (size_s / base_s),
+        tw_integral=math.fsum(value * us for value, us in pieces) / MICROS,
+        tw_covered_s=sum(us for _, us in pieces) / MICROS,
     )
 
 
 def percentile(values: Iterable[float], rank: float) -> float:
-    """The value at the lower rank: floor(rank (n - 1)) of the sorted values."""
+    """The least value with at least this share of all values at or below it: SQL's percentile_disc."""
     ordered = sorted(values)
-    return ordered[math.floor(rank * (len(ordered) - 1))]
+    return ordered[max(math.ceil(rank * len(ordered)), 1) - 1]
 
 
 def m2_tolerance(n: int, m2: float, largest: float) -> float:

@@ -89,7 +89,9 @@ CREATE TABLE IF NOT EXISTS window_aggregates (
     p99           double precision NOT NULL,
     base_n        integer NOT NULL,                 -- base windows that hold a sample
     coverage      double precision NOT NULL,        -- base_n over the base windows that fit
-    sketch        bytea NOT NULL,                   -- DDSketch, 1 %
+    tw_integral   double precision NOT NULL,        -- value x seconds, each value held until the next one
+    tw_covered_s  double precision NOT NULL,        -- seconds that it covers; time-weighted mean: their quotient
+    sketch        bytea NOT NULL,                   -- rank sketch: percentiles within 1 % of rank
     revision      integer NOT NULL DEFAULT 0,       -- times its values changed after it was final
     updated_at    timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (window_s, bucket_start, series_id)

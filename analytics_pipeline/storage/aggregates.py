@@ -33,6 +33,8 @@ _TYPES: dict[str, PgType] = {
     "p99": "float8",
     "base_n": "int4",
     "coverage": "float8",
+    "tw_integral": "float8",
+    "tw_covered_s": "float8",
 }
 _TABLE = FixedTable(tuple(_TYPES.items()))
 _JUDGED = FixedTable(

@@ -16,7 +16,7 @@ from analytics_pipeline.flow.steps.base import Evaluation, LaterHours, Work, Wri
 from analytics_pipeline.quality.gates import run_gate
 from analytics_pipeline.quality.suites import suite_for
 from analytics_pipeline.records import HOUR, HOUR_S, DerivedName, from_us, to_us
-from analytics_pipeline.stages.windows import WINDOW_SCHEMA, base_windows, merge_windows
+from analytics_pipeline.stages.windows import WINDOW_SCHEMA, EarlierSamples, base_windows, merge_windows
 from analytics_pipeline.storage import aggregates, ledger, measurements
 from analytics_pipeline.storage.aggregates import Buckets
 from analytics_pipeline.storage.ledger import Mark
@@ -83,7 +83,16 @@ class WindowStep:
         rows = measurements.read(
             work.connection, work.domain.name, [(from_us(begin), from_us(end)) for begin, end in bounds]
         )
-        frame = base_windows(rows["series_id"], rows["event_time"], rows["sample_key"], rows["value"], base_s)
+        # Nothing is carried yet: storage has to read earlier samples and to mark the windows that they reach.
+        frame = base_windows(
+            rows["series_id"],
+            rows["event_time"],
+            rows["sample_key"],
+            rows["value"],
+            base_s,
+            longest_gap_us=0,
+            earlier=EarlierSamples.none(),
+        )
         return frame.filter(pl.col("bucket_start_us").is_in(starts_us)) if sift else frame
 
     def _merged(
