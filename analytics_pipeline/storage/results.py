@@ -22,7 +22,8 @@ LIMIT_SCHEMA: dict[str, pl.DataType] = {
     "usl": pl.Float64(),
 }
 _ANOMALIES = ("bucket_start", *tuple(ANOMALY_SCHEMA)[1:])
-_KPIS = ("bucket_start", *(name for name in KPI_SCHEMA if name != "bucket_start_us"))
+_KPI_VALUES = ["domain" if name == "domain_id" else name for name in KPI_SCHEMA if name != "bucket_start_us"]
+_KPIS = ("bucket_start", *_KPI_VALUES)
 
 
 def read_anomalies(connection: Connection, domain: str, begins: datetime, ends: datetime) -> pl.DataFrame:
@@ -75,7 +76,7 @@ def count_anomalies(connection: Connection, domain: str, begins: datetime, ends:
 
 def replace_kpis(connection: Connection, domain: str, hour: datetime, frame: pl.DataFrame) -> bool:
     """The KPIs of an hour become those of the frame; returns whether any differs."""
-    rows = [(hour, *row) for row in frame.select([n for n in KPI_SCHEMA if n != "bucket_start_us"]).iter_rows()]
+    rows = [(hour, *row) for row in frame.select(_KPI_VALUES).iter_rows()]
     with connection.cursor() as cursor:
         cursor.execute(
             f"SELECT {', '.join(_KPIS)} FROM kpis WHERE bucket_start = %s AND domain = %s", (hour, domain)

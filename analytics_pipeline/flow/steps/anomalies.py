@@ -47,7 +47,10 @@ class AnomalyStep:
             max((one.baseline_windows for one in detectors), default=0),
         )
         known = series.by_number(work.connection, judged)
-        return detect(targets, history, results.spec_limits(work.connection, known), detectors)
+        windows = pl.concat(
+            [targets.with_columns(is_target=True), history.with_columns(is_target=False)], how="diagonal"
+        )
+        return detect(windows, results.spec_limits(work.connection, known), detectors)
 
     def _write(self, work: Work, begins: datetime, frame: pl.DataFrame) -> Written:
         name, ends = work.domain.name, work.hour + HOUR

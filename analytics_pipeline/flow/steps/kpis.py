@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import polars as pl
+
 from analytics_pipeline.flow.steps.base import Evaluation, Work, Written
 from analytics_pipeline.quality.gates import run_gate
 from analytics_pipeline.quality.suites import suite_for
-from analytics_pipeline.records import HOUR, DerivedName, to_us
+from analytics_pipeline.records import HOUR, DerivedName
 from analytics_pipeline.stages.kpis import machine_kpis
 from analytics_pipeline.storage import aggregates, results, series
 
@@ -21,13 +23,11 @@ class KpiStep:
         known = series.by_number(work.connection, windows["series_id"].unique().sort().to_list())
         frame = machine_kpis(
             windows,
-            results.series_frame(known),
+            results.series_frame(known).with_columns(domain_id=0),
             results.read_anomalies(work.connection, name, work.hour, ends),
             results.spec_limits(work.connection, known),
-            hour_us=to_us(work.hour),
             base_s=base_s,
-            domain=name,
-        )
+        ).with_columns(domain=pl.lit(name))
         gate = run_gate(suite_for("kpis", work.domain, work.settings), frame)
 
         def write() -> Written:
