@@ -92,6 +92,7 @@ class Anomaly:
     severity: str
     value: float
     score: float
+    detail: dict[str, float | int | str | None]
 
 
 @dataclass(frozen=True)
@@ -229,15 +230,18 @@ def _robust_zscore(window: Window, earlier: Sequence[Window]) -> Anomaly | None:
     rounding = abs(centre) * 1e-14
     mad, mean_ad = statistics.median(apart), math.fsum(apart) / len(apart)
     if mad > rounding:
-        score = 0.6745 * (window.avg_val - centre) / mad
+        scale = mad / 0.6745
     elif mean_ad > rounding:
-        score = (window.avg_val - centre) / (1.253314 * mean_ad)
+        scale = 1.253314 * mean_ad
     else:
         return None
+    score = (window.avg_val - centre) / scale
     if abs(score) <= 3.5:
         return None
     severity = "critical" if abs(score) > 7 else "warning"
-    return _anomaly(window, "robust_zscore", severity, window.avg_val, score)
+    detail: dict[str, float | int | str | None]
+    detail = {"centre": centre, "scale": scale, "threshold": 3.5, "n": len(baseline)}
+    return _anomaly(window, "robust_zscore", severity, window.avg_val, score, detail)
 
 
 def _spec_limits(window: Window, limit: Limit | None) -> Anomaly | None:
@@ -248,17 +252,39 @@ def _spec_limits(window: Window, limit: Limit | None) -> Anomaly | None:
     score = max(below, above)
     if score <= 0:
         return None
-    value = window.min_val if below >= above else window.max_val
+    side, value, passed = ("upper", window.max_val, limit.usl)
+    if below >= above:
+        side, value, passed = ("lower", window.min_val, limit.lsl)
+    centre = scale = None
+    width = abs(limit.usl if limit.lsl is None else limit.lsl)
     if limit.lsl is not None and limit.usl is not None:
-        width = limit.usl - limit.lsl
-    else:
-        width = abs(limit.usl if limit.lsl is None else limit.lsl)
+        centre, width = (limit.lsl + limit.usl) / 2, limit.usl - limit.lsl
+        scale = width
     severity = "critical" if width > 0 and score >= 0.1 * width else "warning"
-    return _anomaly(window, "spec_limits", severity, value, score)
+    detail: dict[str, float | int | str | None]
+    detail = {"centre": centre, "scale": scale, "threshold": passed, "n": window.count_n}
+    detail |= {"lsl": limit.lsl, "usl": limit.usl, "side": side}
+    return _anomaly(window, "spec_limits", severity, value, score, detail)
 
 
-def _anomaly(window: Window, detector: str, severity: str, value: float, score: float) -> Anomaly:
-    return Anomaly(window.start_us, window.size_s, window.series, detector, severity, value, score)
+def _anomaly(
+    window: Window,
+    detector: str,
+    severity: str,
+    value: float,
+    score: float,
+    detail: dict[str, float | int | str | None],
+) -> Anomaly:
+    return Anomaly(
+        start_us=window.start_us,
+        size_s=window.size_s,
+        series=window.series,
+        detector=detector,
+        severity=severity,
+        value=value,
+        score=score,
+        detail=detail,
+    )
 
 
 def limit_at(limits: Limits, series: SeriesKey, time_us: int) -> Limit | None:

@@ -45,7 +45,7 @@ def spans(series: pl.DataFrame, limits: pl.DataFrame) -> pl.DataFrame:
     following = pl.col("begin").shift(-1).over("series_id")
     return (
         matched.with_columns(begin.alias("begin"))
-        .sort("series_id", "begin", "named", "spec_id")
+        .sort("series_id", "begin", "spec_id")
         # A row that names less than one that has begun never comes into force.
         .filter(pl.col("named") == pl.col("named").cum_max().over("series_id"))
         .with_columns(following.alias("valid_to_us"))

@@ -70,7 +70,7 @@ def detect(windows: pl.DataFrame, limits: pl.DataFrame, detectors: Sequence[Dete
     lsl, usl = in_force(line.series[line.places], line.time_us[line.places], limits)
     found = [pl.DataFrame(schema=ANOMALY_SCHEMA)]
     for detector in detectors:
-        first = line.first_of_baselines(detector.baseline_windows, detector.look_back)
+        first = line.first_within(detector.look_back)
         at_once = max(1, CHUNK_BYTES // (8 * max(detector.baseline_windows, 1)))
         for part in (slice(at, at + at_once) for at in range(0, len(targets), at_once)):
             chunk = targets[part]
@@ -113,15 +113,14 @@ class _Line:
         self.places: Ints = np.flatnonzero(windows["is_target"].to_numpy()[order])
         self.rows: Ints = order[self.places]
 
-    def first_of_baselines(self, windows: int, look_back: timedelta) -> Ints:
-        """For each target the place of the first window of its baseline: its own place if it has none."""
+    def first_within(self, look_back: timedelta) -> Ints:
+        """For each target the place of its series' first window that is not older than the look-back."""
         series, time_us = self.series[self.places], self.time_us[self.places]
         too_old = last_at(series, time_us - look_back // MICROSECOND - 1, self.series, self.time_us)
-        first = np.where(too_old >= 0, too_old + 1, np.searchsorted(self.series, series))
-        return np.maximum(first, self.places - windows)
+        return np.where(too_old >= 0, too_old + 1, np.searchsorted(self.series, series))
 
     def baselines(self, places: Ints, first: Ints, windows: int) -> Floats:
-        """For each place the averages from its first window to the last before it, NaN on the left."""
+        """For each place the averages of so many windows before it, NaN for those before its ``first``."""
         if not windows:
             return np.zeros((len(places), 0))
         begin, end = int(places[0]) - windows, int(places[-1])

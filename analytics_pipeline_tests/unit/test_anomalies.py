@@ -284,3 +284,7 @@ def test_anomalies_are_those_of_the_naive_reference(stream: list[tuple[int, int,
         assert row["severity"] == want.severity
         assert row["value"] == pytest.approx(want.value, rel=1e-12)
         assert row["score"] == pytest.approx(want.score, rel=1e-9)
+        detail = json.loads(row["detail"])
+        assert detail.keys() == want.detail.keys()
+        for name, figure in want.detail.items():
+            assert detail[name] == (pytest.approx(figure, rel=1e-9) if isinstance(figure, float) else figure), name

@@ -172,7 +172,8 @@ def test_the_order_of_values_does_not_change_a_byte(groups: list[list[float]], c
 
 
 def test_zeros_of_both_signs_leave_no_trace_of_their_order() -> None:
-    assert encoded([[0.0, -0.0, 1.0]]) == encoded([[-0.0, 0.0, 1.0]])
+    both = sketches([[0.0, -0.0, 1.0], [-0.0, 0.0, 1.0], [-0.0]])
+    assert not np.signbit(both.value).any()
 
 
 @given(GROUPS)

@@ -147,6 +147,7 @@ def reached(changed: str, stored: str, gap: int) -> str:
     ("changed", "stored", "gap", "expected"),
     [
         ("x....", "wwwww", 60, ".!..."),  # only the next one
+        ("x....", "wwwww", 600, ".!..."),  # however long the gap
         ("x....", ".wwww", 60, ".!..."),  # also if the changed one is gone
         ("x....", "w..ww", 121, "...!."),  # the next one that holds a sample
         ("x....", "w..ww", 120, "....."),  # within the gap
