@@ -78,7 +78,7 @@ def in_force(series_id: Ints, time_us: Ints, limits: pl.DataFrame) -> tuple[Floa
 
     Args:
         limits: series_id, valid_from_us, valid_to_us (exclusive), lsl, usl, in any order; one row holds at a
-            time. A null time has no bound on its side, a null limit no limit.
+            time. A null time has no bound on its side; a limit that is null or not finite is none.
 
     Returns:
         lower and upper limits, as long as ``series_id``.
@@ -89,5 +89,7 @@ def in_force(series_id: Ints, time_us: Ints, limits: pl.DataFrame) -> tuple[Floa
     found = last_at(np.asarray(series_id, np.int64), time_us, known[order], begin[order])
     end = np.append(limits["valid_to_us"].cast(pl.Int64).fill_null(_EVER.max).to_numpy()[order], _EVER.min)
     found[end[found] <= time_us] = -1  # row -1, the appended one, is none
-    lsl, usl = (np.append(limits[name].cast(pl.Float64).to_numpy()[order], np.nan) for name in ("lsl", "usl"))
-    return lsl[found], usl[found]
+    lsl, usl = (
+        np.append(limits[name].cast(pl.Float64).to_numpy()[order], np.nan)[found] for name in ("lsl", "usl")
+    )
+    return np.where(np.isfinite(lsl), lsl, np.nan), np.where(np.isfinite(usl), usl, np.nan)

@@ -79,6 +79,12 @@ class EarlierSamples:
     value: Floats
 
     @classmethod
+    def of_windows(cls, windows: pl.DataFrame) -> EarlierSamples:
+        """The last samples of stored windows: series_id, last_time_us, last_val."""
+        series, time_us, value = (windows[name].to_numpy() for name in ("series_id", "last_time_us", "last_val"))
+        return cls(series.astype(np.int64), time_us, value)
+
+    @classmethod
     def none(cls) -> EarlierSamples:
         """Nothing is carried in from before the measurements given."""
         return cls(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from time import perf_counter
 from typing import Any
 
@@ -59,6 +60,15 @@ def test_open_ends_hold_for_ever() -> None:
 def test_limits_of_one_series_say_nothing_of_another() -> None:
     rows: list[Row] = [(1, 0, None, 0.0, 1.0), (3, 5, None, 0.0, 3.0)]
     assert asked(rows, [(2, 9), (3, 4), (3, 5), (0, 9)]) == [(None, None), (None, None), (0.0, 3.0), (None, None)]
+
+
+def test_a_limit_that_is_not_finite_is_none() -> None:
+    rows: list[Row] = [
+        (1, None, None, -math.inf, 5.0),
+        (2, None, None, 1.0, math.inf),
+        (3, None, None, math.nan, 5.0),
+    ]
+    assert asked(rows, [(1, 0), (2, 0), (3, 0)]) == [(None, 5.0), (1.0, None), (None, 5.0)]
 
 
 def test_without_limits_there_is_none() -> None:

@@ -17,7 +17,7 @@ from analytics_pipeline.stages import windows
 from analytics_pipeline.stages.windows import EarlierSamples
 from analytics_pipeline_tests import reference
 from analytics_pipeline_tests.reference import Message, SeriesKey
-from analytics_pipeline_tests.window_rows import GAP_US, MEASUREMENTS, NOON_US, SECOND, base, carried_from, keyed
+from analytics_pipeline_tests.window_rows import GAP_US, MEASUREMENTS, NOON_US, SECOND, base, keyed
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_many_measurements_a_window_change_no_bit_either() -> None:
             value[mine],
             60,
             longest_gap_us=gap_us[mine],
-            earlier=carried_from(last_samples_before(whole, start)),
+            earlier=EarlierSamples.of_windows(whole.filter(pl.col("bucket_start_us") < start)),
         )
         exactly_equal(part, whole.filter(pl.col("bucket_start_us") == start))
         chunked = pl.concat([whole[i : i + 7] for i in range(0, len(whole), 7)], rechunk=False).sample(
