@@ -164,16 +164,18 @@ def encode(sketches: Sketches) -> list[bytes]:
     item = np.flatnonzero(new) if runs.any() else new[:0]  # the first item of each run of equal ones
     value, repeats = sketches.value[item], np.diff(item, append=len(new)).astype(np.uint8)
     first = np.where(runs, _starts_of(distinct), sketches.starts)
+    head = _VERSION << 4 | runs * _RUNS | large * _LARGE
     encoded = np.empty(len(sketches), object)
     # Sketches of one layout are the rows of one matrix of bytes.
-    for some in _alike(stored << 2 | runs << 1 | large):
-        size, has_runs, is_large = int(stored[some[0]]), bool(runs[some[0]]), bool(large[some[0]])
-        place = first[some, None] + np.arange(size)
-        head = np.full((len(some), 1), _VERSION << 4 | has_runs * _RUNS | is_large * _LARGE, np.uint8)
-        parts = [head, _bytes(sketches.n[some, None], "<i8")] if is_large else [head]
-        parts += (
-            [_bytes(value[place], "<f8"), repeats[place]] if has_runs else [_bytes(sketches.value[place], "<f8")]
-        )
+    for some in _alike(stored << 8 | head):
+        place = first[some, None] + np.arange(stored[some[0]])
+        parts = [_bytes(head[some, None], "u1")]
+        if large[some[0]]:
+            parts.append(_bytes(sketches.n[some, None], "<i8"))
+        if runs[some[0]]:
+            parts += [_bytes(value[place], "<f8"), repeats[place]]
+        else:
+            parts.append(_bytes(sketches.value[place], "<f8"))
         rows = np.ascontiguousarray(np.hstack(parts))
         encoded[some] = rows.view(f"V{rows.shape[1]}")[:, 0].tolist()
     return list(encoded.tolist())

@@ -119,19 +119,12 @@ def base_windows(
     """
     if not len(value):
         return pl.DataFrame(schema=WINDOW_SCHEMA)
-    # Minus zero would make a minimum depend on which of two equal zeros came first.
-    value = np.asarray(value, np.float64) + 0.0
     size_us = base_s * MICROS
-    bucket = np.floor_divide(time_us, size_us)
-    series = np.asarray(series_id, np.int64)
-    order = _time_order(bucket, series, time_us - bucket * size_us, sample_key, value)
-    bucket, series, time, value = bucket[order], series[order], time_us[order], value[order]
-    gap = np.broadcast_to(np.asarray(longest_gap_us, np.int64), len(value))[order]
+    bucket, series, time, value, gap = _in_order(series_id, time_us, sample_key, value, longest_gap_us, size_us)
     starts = _group_starts(bucket, series)
     ends = np.append(starts[1:], len(value)) - 1
     minimum, maximum = np.minimum.reduceat(value, starts), np.maximum.reduceat(value, starts)
-    first, last = (value[starts], time[starts]), (value[ends], time[ends])
-    start_us = bucket[starts] * size_us
+    start_us, last = bucket[starts] * size_us, (value[ends], time[ends])
     carried = _carried_in(series[starts], start_us, last, earlier)
     return _frame(
         size_s=base_s,
@@ -139,7 +132,7 @@ def base_windows(
         series_id=series[starts],
         moment=moments.from_values(value, starts, minimum, maximum),
         ends=(minimum, maximum),
-        first=first,
+        first=(value[starts], time[starts]),
         last=last,
         base_n=np.ones(len(starts), np.int64),
         base_fits=1,
@@ -317,6 +310,23 @@ def _group_starts(bucket: Ints, series: npt.NDArray[np.signedinteger]) -> Ints:
     """Where each (bucket, series) begins in sorted columns."""
     new = (bucket[1:] != bucket[:-1]) | (series[1:] != series[:-1])
     return np.concatenate([np.zeros(1, np.int64), np.flatnonzero(new) + 1])
+
+
+def _in_order(
+    series_id: npt.NDArray[np.signedinteger],
+    time_us: Ints,
+    sample_key: Ints,
+    value: Floats,
+    longest_gap_us: int | Ints,
+    size_us: int,
+) -> tuple[Ints, Ints, Ints, Floats, Ints]:
+    """Bucket, series, time, value and gap of each measurement, by (bucket, series, time, sample key)."""
+    # Minus zero would make a minimum depend on which of two equal zeros came first.
+    value = np.asarray(value, np.float64) + 0.0
+    series, bucket = np.asarray(series_id, np.int64), np.floor_divide(time_us, size_us)
+    order = _time_order(bucket, series, time_us - bucket * size_us, sample_key, value)
+    gap = np.broadcast_to(np.asarray(longest_gap_us, np.int64), len(value))
+    return bucket[order], series[order], time_us[order], value[order], gap[order]
 
 
 def _time_order(bucket: Ints, series: Ints, within_us: Ints, sample_key: Ints, value: Floats) -> Ints:
