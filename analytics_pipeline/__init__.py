@@ -11,7 +11,7 @@ Every asset is partitioned by the hour of event time (UTC). Where to look:
 ==================  =====================================================================================
 ``records``         what flows: positions, raw messages, dead letters, outcomes
 ``domains``         one file a domain: topics, decoding, gates, detectors
-``formulas``        pure: moments, percentile sketches
+``formulas``        pure: moments, percentile sketches, limits
 ``detectors``       pure: one detector a file
 ``stages``          pure: one transform an asset
 ``quality``         Great Expectations: frame in, verdict out

@@ -26,7 +26,8 @@ DERIVED_TABLES = {
     "raw_events": 'topic, epoch, partition, "offset", event_time, payload',
     "normalized_measurements": 'domain_id, event_time, series_id, sample_key, value, kafka_time, partition, "offset"',
     "window_aggregates": "domain_id, window_s, bucket_start, series_id, count_n, avg_val, m2, min_val, max_val, "
-    "first_val, first_time, last_val, last_time, p50, p95, p99, base_n, coverage, encode(sketch, 'hex')",
+    "first_val, first_time, last_val, last_time, p50, p95, p99, base_n, coverage, tw_integral, "
+    "tw_covered_s, encode(sketch, 'hex')",
     "anomalies": "domain_id, bucket_start, window_s, series_id, detector, anomaly_id, severity, value, score, detail",
     "kpis": "domain_id, bucket_start, window_s, tenant_id, factory_id, machine_id, kpi, value, numerator, "
     "denominator, unit, reason",

@@ -3,8 +3,8 @@
 Plain Python on purpose: no numpy, no polars, and nothing of the package but the names of its formulas'
 constants, repeated here by hand. One message after the other, one window after the other.
 
-Not compared bit for bit: averages and M2 are exact sums here (`math.fsum`; see `m2_tolerance`), percentiles
-exact order statistics.
+Not compared bit for bit: averages, M2 and integrals are exact sums here (`math.fsum`; see `m2_tolerance`),
+percentiles exact order statistics.
 """
 
 from __future__ import annotations
@@ -77,6 +77,8 @@ class Window:
     p99: float
     base_n: int
     coverage: float
+    tw_integral: float
+    tw_covered_s: float
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class Anomaly:
     severity: str
     value: float
     score: float
+    detail: dict[str, float | int | str | None]
 
 
 @dataclass(frozen=True)
@@ -116,14 +119,16 @@ def measurements(messages: Iterable[Message]) -> dict[tuple[SeriesKey, int], flo
     return {identity: message.value for identity, message in winner.items()}
 
 
-def windows(messages: Iterable[Message], size_s: int, base_s: int) -> list[Window]:
-    """Every window of one size that holds a sample, by start and series."""
+def windows(messages: Iterable[Message], size_s: int, base_s: int, gap_us: int = 0) -> list[Window]:
+    """Every window of one size that holds a sample, by start and series; a value holds for at most the gap."""
     samples: dict[tuple[int, SeriesKey], list[tuple[int, float]]] = defaultdict(list)
-    for (series, time_us), value in measurements(messages).items():
+    history: dict[SeriesKey, list[tuple[int, float]]] = defaultdict(list)
+    for (series, time_us), value in sorted(measurements(messages).items(), key=lambda item: item[0][1]):
         start_us = time_us - time_us % (size_s * MICROS)
         samples[start_us, series].append((time_us, value))
+        history[series].append((time_us, value))
     return [
-        _window(start_us, size_s, base_s, series, sorted(samples[start_us, series]))
+        _window(start_us, size_s, base_s, series, samples[start_us, series], history[series], gap_us)
         for start_us, series in sorted(samples, key=_by_start)
     ]
 
@@ -132,12 +137,35 @@ def _by_start(key: tuple[int, SeriesKey]) -> tuple[int, tuple[str, ...]]:
     return key[0], tuple("" if part is None else part for part in key[1])
 
 
+def held(start_us: int, end_us: int, history: Sequence[tuple[int, float]], gap_us: int) -> list[tuple[float, int]]:
+    """(value, microseconds) of what holds in a span: each value until the next one, at most for the gap.
+
+    ``history`` are all samples of the series as (time, value), in order.
+    """
+    pieces = []
+    for at, (time_us, value) in enumerate(history):
+        until_us = min(history[at + 1][0] if at + 1 < len(history) else end_us, time_us + gap_us, end_us)
+        from_us = max(time_us, start_us)
+        if until_us > from_us:
+            pieces.append((value, until_us - from_us))
+    return pieces
+
+
 def _window(
-    start_us: int, size_s: int, base_s: int, series: SeriesKey, samples: list[tuple[int, float]]
+    start_us: int,
+    size_s: int,
+    base_s: int,
+    series: SeriesKey,
+    samples: list[tuple[int, float]],
+    history: list[tuple[int, float]],
+    gap_us: int,
 ) -> Window:
     values = [value for _, value in samples]
     mean = math.fsum(values) / len(values)
-    base_n = len({time_us // (base_s * MICROS) for time_us, _ in samples})
+    base_us = base_s * MICROS
+    filled = sorted({time_us - time_us % base_us for time_us, _ in samples})
+    base_n = len(filled)
+    pieces = [piece for start in filled for piece in held(start, start + base_us, history, gap_us)]
     return Window(
         start_us=start_us,
         size_s=size_s,
@@ -156,13 +184,15 @@ def _window(
         p99=percentile(values, 0.99),
         base_n=base_n,
         coverage=base_n / (size_s / base_s),
+        tw_integral=math.fsum(value * us for value, us in pieces) / MICROS,
+        tw_covered_s=sum(us for _, us in pieces) / MICROS,
     )
 
 
 def percentile(values: Iterable[float], rank: float) -> float:
-    """The value at the lower rank: floor(rank (n - 1)) of the sorted values."""
+    """The least value with at least this share of all values at or below it: SQL's percentile_disc."""
     ordered = sorted(values)
-    return ordered[math.floor(rank * (len(ordered) - 1))]
+    return ordered[max(math.ceil(rank * len(ordered)), 1) - 1]
 
 
 def m2_tolerance(n: int, m2: float, largest: float) -> float:
@@ -200,15 +230,18 @@ def _robust_zscore(window: Window, earlier: Sequence[Window]) -> Anomaly | None:
     rounding = abs(centre) * 1e-14
     mad, mean_ad = statistics.median(apart), math.fsum(apart) / len(apart)
     if mad > rounding:
-        score = 0.6745 * (window.avg_val - centre) / mad
+        scale = mad / 0.6745
     elif mean_ad > rounding:
-        score = (window.avg_val - centre) / (1.253314 * mean_ad)
+        scale = 1.253314 * mean_ad
     else:
         return None
+    score = (window.avg_val - centre) / scale
     if abs(score) <= 3.5:
         return None
     severity = "critical" if abs(score) > 7 else "warning"
-    return _anomaly(window, "robust_zscore", severity, window.avg_val, score)
+    detail: dict[str, float | int | str | None]
+    detail = {"centre": centre, "scale": scale, "threshold": 3.5, "n": len(baseline)}
+    return _anomaly(window, "robust_zscore", severity, window.avg_val, score, detail)
 
 
 def _spec_limits(window: Window, limit: Limit | None) -> Anomaly | None:
@@ -219,17 +252,39 @@ def _spec_limits(window: Window, limit: Limit | None) -> Anomaly | None:
     score = max(below, above)
     if score <= 0:
         return None
-    value = window.min_val if below >= above else window.max_val
+    side, value, passed = ("upper", window.max_val, limit.usl)
+    if below >= above:
+        side, value, passed = ("lower", window.min_val, limit.lsl)
+    centre = scale = None
+    width = abs(limit.usl if limit.lsl is None else limit.lsl)
     if limit.lsl is not None and limit.usl is not None:
-        width = limit.usl - limit.lsl
-    else:
-        width = abs(limit.usl if limit.lsl is None else limit.lsl)
+        centre, width = (limit.lsl + limit.usl) / 2, limit.usl - limit.lsl
+        scale = width
     severity = "critical" if width > 0 and score >= 0.1 * width else "warning"
-    return _anomaly(window, "spec_limits", severity, value, score)
+    detail: dict[str, float | int | str | None]
+    detail = {"centre": centre, "scale": scale, "threshold": passed, "n": window.count_n}
+    detail |= {"lsl": limit.lsl, "usl": limit.usl, "side": side}
+    return _anomaly(window, "spec_limits", severity, value, score, detail)
 
 
-def _anomaly(window: Window, detector: str, severity: str, value: float, score: float) -> Anomaly:
-    return Anomaly(window.start_us, window.size_s, window.series, detector, severity, value, score)
+def _anomaly(
+    window: Window,
+    detector: str,
+    severity: str,
+    value: float,
+    score: float,
+    detail: dict[str, float | int | str | None],
+) -> Anomaly:
+    return Anomaly(
+        start_us=window.start_us,
+        size_s=window.size_s,
+        series=window.series,
+        detector=detector,
+        severity=severity,
+        value=value,
+        score=score,
+        detail=detail,
+    )
 
 
 def limit_at(limits: Limits, series: SeriesKey, time_us: int) -> Limit | None:

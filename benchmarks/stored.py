@@ -78,9 +78,10 @@ _STATE = """
 _WINDOWS = """
     INSERT INTO window_aggregates
         (bucket_start, window_s, series_id, count_n, avg_val, m2, min_val, max_val, first_val, first_time,
-         last_val, last_time, p50, p95, p99, base_n, coverage, sketch)
+         last_val, last_time, p50, p95, p99, base_n, coverage, tw_integral, tw_covered_s, sketch)
     SELECT bucket_start - ago, window_s, series_id, count_n, avg_val, m2, min_val, max_val, first_val,
-           first_time - ago, last_val, last_time - ago, p50, p95, p99, base_n, coverage, sketch
+           first_time - ago, last_val, last_time - ago, p50, p95, p99, base_n, coverage, tw_integral,
+           tw_covered_s, sketch
     FROM window_aggregates CROSS JOIN (SELECT k * interval '1 hour' AS ago FROM generate_series(1, %(hours)s) k) a
     WHERE bucket_start >= %(hour)s AND bucket_start < %(hour)s + interval '1 hour'
 """

@@ -142,6 +142,8 @@ CREATE TABLE IF NOT EXISTS window_aggregates (
     p99           double precision NOT NULL,
     base_n        integer NOT NULL,
     coverage      double precision NOT NULL,
+    tw_integral   double precision NOT NULL,
+    tw_covered_s  double precision NOT NULL,
     sketch        bytea NOT NULL,
     revision      integer NOT NULL DEFAULT 0,
     updated_at    timestamptz NOT NULL DEFAULT now(),

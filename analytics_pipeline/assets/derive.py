@@ -263,7 +263,9 @@ class Deriver:
                 versions=versions,
                 gate=lambda frame, domains: self._gate(run, frame, domains),
                 limit_rows=self._limits,
-                holding_windows=lambda wanted: self._holding_windows(conn, wanted),
+                serialize_commits=lambda domain_ids: lock_domain_commits(conn, domain_ids),
+                holding_windows=self._holding_windows,
+                changed_since_snapshot=lambda wanted: self._changed_since_snapshot(conn, run.asset, wanted),
             )
             computed = self._calculations[run.asset].compute(context, works)
             found = self._write(run, context, works, computed, time.monotonic() - started)
@@ -302,16 +304,22 @@ class Deriver:
             suite_for(run.asset, tuple((domain, numbers[name]) for name, domain in present), self._settings), frame
         )
 
-    def _holding_windows(self, conn: Connection, wanted: Sequence[Key]) -> set[Key]:
+    def _holding_windows(self, wanted: Sequence[Key]) -> set[Key]:
         """Of some domain partitions, those that hold windows by what is committed now.
 
         A later hour may be computed at the same time, by a run that sees nothing of this one, and be judged before
-        this one commits. So runs that change windows of a domain commit one after the other from here on, and the
-        hours are looked up by another connection, which sees what this snapshot does not.
+        this one commits. So runs that change windows of a domain commit one after the other, and the hours are
+        looked up by another connection, which sees what this snapshot does not.
         """
-        lock_domain_commits(conn, [key[0] for key in wanted])
         with connection(self._engine) as committed:
             return partition_state.hours_with_rows(committed, "window_aggregates", wanted)
+
+    def _changed_since_snapshot(self, conn: Connection, asset: DerivedName, wanted: Sequence[Key]) -> set[Key]:
+        """Of some domain partitions, those that were committed since this transaction's snapshot."""
+        seen = partition_state.updated_at(conn, asset, wanted)
+        with connection(self._engine) as committed:
+            now = partition_state.updated_at(committed, asset, wanted)
+        return {key for key, moment in now.items() if seen.get(key) != moment}
 
     # ------------------------------------------------------------------ writing
 

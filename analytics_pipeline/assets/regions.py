@@ -70,6 +70,16 @@ def _without(region: Region, others: Sequence[Region]) -> list[Region]:
     return [Region(region.domain_id, begins, ends, region.series) for begins, ends in pieces]
 
 
+def clipped(region: Region, others: Sequence[Region]) -> list[Region]:
+    """What of a region lies in some others of its domain, whatever their series."""
+    return [
+        Region(region.domain_id, begins, ends, region.series)
+        for other in others
+        if other.domain_id == region.domain_id
+        and (begins := max(region.begins_us, other.begins_us)) < (ends := min(region.ends_us, other.ends_us))
+    ]
+
+
 def inside(frame: pl.DataFrame, time_us: str, regions: Sequence[Region]) -> Bools:
     """Which rows of a frame (``domain_id``, ``series_id`` and a time) lie in some of the regions."""
     domain, time = frame["domain_id"].to_numpy(), frame[time_us].to_numpy()

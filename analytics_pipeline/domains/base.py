@@ -79,6 +79,8 @@ class Domain:
         max_failed_ratio: above this share of failed rows, a (domain, hour) is quarantined …
         min_gate_rows: … once it holds this many rows: two bad rows of three say little.
         time_zone: of event times that carry none.
+        longest_gap_s: how long a value holds when no other follows: beyond it, the time-weighted mean covers
+            nothing.
     """
 
     name: str
@@ -92,3 +94,4 @@ class Domain:
     max_failed_ratio: float = 0.5
     min_gate_rows: int = 100
     time_zone: tzinfo = UTC
+    longest_gap_s: int = 300

@@ -24,6 +24,10 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 
+#: Up to this magnitude every figure of a window is finite: M2 is at most n times its square, 1e308 for n = 1e8.
+LARGEST_VALUE = 1e150
+
+
 class Moments(NamedTuple):
     """One item a group. Population variance is ``m2 / n``, sample variance ``m2 / (n - 1)``."""
 

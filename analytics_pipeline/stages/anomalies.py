@@ -1,9 +1,10 @@
 """Windows in, anomalies out: gathers each window's baseline and limits and asks the detectors. Pure.
 
 A target's baseline is the stored windows of its series before it, whether they were read as history or are
-judged in the same call. Its verdict therefore does not depend on how much of the hour is judged at once.
+targets of the same call. Whether it is an anomaly therefore does not depend on what is evaluated at once. Targets
+are taken in chunks: memory grows with the number of windows, not with windows times baselines.
 
-What a verdict means is a detector's business; which windows are read and stored is not decided here.
+What an anomaly means is a detector's business; which windows are read and stored is not decided here.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy.typing as npt
 import polars as pl
 
 from analytics_pipeline.detectors.base import Detector, Flags, Targets
+from analytics_pipeline.formulas.as_of import last_at, order_by
 from analytics_pipeline.formulas.limits import in_force
 from analytics_pipeline.records import MICROSECOND
 
@@ -27,7 +29,7 @@ Floats = npt.NDArray[np.float64]
 ANOMALY_SCHEMA: dict[str, pl.DataType] = {
     "bucket_start_us": pl.Int64(),
     "window_s": pl.Int32(),
-    "series_id": pl.Int32(),
+    "series_id": pl.Int64(),
     "detector": pl.String(),
     "anomaly_id": pl.String(),
     "severity": pl.String(),
@@ -40,78 +42,97 @@ ANOMALY_SCHEMA: dict[str, pl.DataType] = {
 ANOMALY_NAMESPACE = uuid.UUID("5f0d2a6e-7c3b-5d41-9a8e-1f6b0c4d2e97")
 
 
-def detect(
-    targets: pl.DataFrame, history: pl.DataFrame, limits: pl.DataFrame, detectors: Sequence[Detector]
-) -> pl.DataFrame:
-    """The anomalies among the targets.
+#: Bytes of one chunk's baselines. Detectors sort and subtract: they hold some five copies of it, 40 MB.
+CHUNK_BYTES = 8_000_000
+
+
+def detect(windows: pl.DataFrame, limits: pl.DataFrame, detectors: Sequence[Detector]) -> pl.DataFrame:
+    """The anomalies among the targets, which may lie in several hours and stretches of them.
 
     Args:
-        targets: base windows to judge: bucket_start_us, window_s, series_id, count_n, avg_val, min_val,
-            max_val; in any order.
-        history: base windows before them: bucket_start_us, series_id, avg_val; for each series the last
-            `baseline_windows` of the most demanding detector, or more.
+        windows: base windows, in any order, each once: bucket_start_us, window_s, series_id, count_n, avg_val,
+            min_val, max_val and ``is_target``, whether it is evaluated. Before each target stand the windows of
+            its series that its baseline needs: for each series and stretch of targets the last
+            `baseline_windows` of the most demanding detector that are not older than its look-back, or more. Of
+            a window that is no target only bucket_start_us, series_id and avg_val are read: the rest may be null.
         limits: as `formulas.limits.in_force` takes them.
 
     Returns:
         `ANOMALY_SCHEMA`, sorted by (bucket_start_us, series_id, detector), one row for each of these. The id
-        is that of (series, window, size, detector), the same in each rebuild. ``detail`` is JSON.
+        is that of (series, window, size, detector), the same in each rebuild. ``detail`` is JSON, the same
+        text in each rebuild.
 
     Raises:
-        ValueError: a window that is in both frames, or twice in one.
+        ValueError: a window that is given twice.
     """
-    if targets.is_empty() or not detectors:
-        return pl.DataFrame(schema=ANOMALY_SCHEMA)
-    targets = targets.sort("series_id", "bucket_start_us")
-    series, start = _column(targets, "series_id"), _column(targets, "bucket_start_us")
-    past = _Past(history, targets)
-    lsl, usl = in_force(series, start, limits)
-    found = []
+    line = _Line(windows)
+    targets = windows[line.rows].drop("is_target")
+    lsl, usl = in_force(line.series[line.places], line.time_us[line.places], limits)
+    found = [pl.DataFrame(schema=ANOMALY_SCHEMA)]
     for detector in detectors:
-        it = Targets(
-            count_n=targets["count_n"].to_numpy(),
-            avg_val=targets["avg_val"].to_numpy(),
-            min_val=targets["min_val"].to_numpy(),
-            max_val=targets["max_val"].to_numpy(),
-            baseline=past.baseline(detector.baseline_windows, detector.look_back),
-            lsl=lsl,
-            usl=usl,
-        )
-        found.append(_rows(targets, detector, detector.judge(it)))
+        first = line.first_within(detector.look_back)
+        at_once = max(1, CHUNK_BYTES // (8 * max(detector.baseline_windows, 1)))
+        for part in (slice(at, at + at_once) for at in range(0, len(targets), at_once)):
+            chunk = targets[part]
+            flags = detector.judge(
+                Targets(
+                    count_n=chunk["count_n"].to_numpy(),
+                    avg_val=chunk["avg_val"].to_numpy(),
+                    min_val=chunk["min_val"].to_numpy(),
+                    max_val=chunk["max_val"].to_numpy(),
+                    baseline=line.baselines(line.places[part], first[part], detector.baseline_windows),
+                    lsl=lsl[part],
+                    usl=usl[part],
+                )
+            )
+            found.append(_rows(chunk, detector, flags))
     return pl.concat(found).sort("bucket_start_us", "series_id", "detector")
 
 
-class _Past:
-    """All windows of all series in one line, and where the targets stand in it."""
+class _Line:
+    """All windows in one line by series and time, and where the targets stand in it.
 
-    def __init__(self, history: pl.DataFrame, targets: pl.DataFrame) -> None:
-        series, time, average = (
-            np.concatenate([history[name].to_numpy(), targets[name].to_numpy()])
-            for name in ("series_id", "bucket_start_us", "avg_val")
-        )
-        order = np.lexsort((time, series))
-        self._series, self._time, self._average = series[order], time[order], average[order]
-        again = (self._series[1:] == self._series[:-1]) & (self._time[1:] == self._time[:-1])
+    Attributes:
+        series, time_us: of each window in the line.
+        places: of each target in the line, ascending.
+        rows: of each target in the frame.
+    """
+
+    def __init__(self, windows: pl.DataFrame) -> None:
+        series, time_us = _column(windows, "series_id"), _column(windows, "bucket_start_us")
+        order = order_by(series, time_us)
+        self.series, self.time_us = series[order], time_us[order]
+        self._average = windows["avg_val"].to_numpy()[order]
+        again = (self.series[1:] == self.series[:-1]) & (self.time_us[1:] == self.time_us[:-1])
         if again.any():
             at = int(np.argmax(again))
             raise ValueError(
-                f"series {self._series[at]} has two windows that begin at {self._time[at]} us: "
-                "read as history only what is before the first target"
+                f"series {self.series[at]} has two windows that begin at {self.time_us[at]} us: "
+                "give each window once, as a target or as history"
             )
-        # Targets come sorted as this line is, so that their places here are in their own order.
-        self._places = np.flatnonzero(order >= len(history))
+        self.places: Ints = np.flatnonzero(windows["is_target"].to_numpy()[order])
+        self.rows: Ints = order[self.places]
 
-    def baseline(self, windows: int, look_back: timedelta) -> Floats:
-        """For each target the averages of up to so many windows before it, not older than the look-back."""
-        at = self._places[:, None] + np.arange(-windows, 0)
-        near = np.maximum(at, 0)
-        oldest = self._time[self._places] - look_back // MICROSECOND
-        holds = at >= 0
-        holds &= self._series[near] == self._series[self._places][:, None]
-        holds &= self._time[near] >= oldest[:, None]
-        return np.where(holds, self._average[near], np.nan)
+    def first_within(self, look_back: timedelta) -> Ints:
+        """For each target the place of its series' first window that is not older than the look-back."""
+        series, time_us = self.series[self.places], self.time_us[self.places]
+        too_old = last_at(series, time_us - look_back // MICROSECOND - 1, self.series, self.time_us)
+        return np.where(too_old >= 0, too_old + 1, np.searchsorted(self.series, series))
+
+    def baselines(self, places: Ints, first: Ints, windows: int) -> Floats:
+        """For each place the averages of so many windows before it, NaN for those before its ``first``."""
+        if not windows:
+            return np.zeros((len(places), 0))
+        begin, end = int(places[0]) - windows, int(places[-1])
+        padded = np.concatenate([np.full(max(-begin, 0), np.nan), self._average[max(begin, 0) : end]])
+        baseline: Floats = np.lib.stride_tricks.sliding_window_view(padded, windows)[places - places[0]]
+        missing = first - (places - windows)
+        baseline[np.arange(windows) < missing[:, None]] = np.nan
+        return baseline
 
 
 def _rows(targets: pl.DataFrame, detector: Detector, flags: Flags) -> pl.DataFrame:
+    """The flagged targets as rows: only these get an id and a detail."""
     window = targets.select("bucket_start_us", "window_s", "series_id")[flags.row]
     ids = [
         str(uuid.uuid5(ANOMALY_NAMESPACE, f"{series}/{start}/{size}/{detector.name}"))

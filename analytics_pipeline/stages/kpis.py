@@ -1,4 +1,6 @@
-"""KPIs of machines by the hour, from base windows, anomalies and limits. Pure: no SQL, Dagster or clock.
+"""KPIs of machines by the hour, of many domains and hours at once. Pure: no SQL, Dagster or clock.
+
+Base windows, anomalies and limits in, one row per domain, hour, machine and KPI out.
 
 =================  ==================================================  ==================================
 kpi                numerator                                           denominator
@@ -25,7 +27,7 @@ from analytics_pipeline.records import HOUR_S, HOUR_US
 KPI_SCHEMA: dict[str, pl.DataType] = {
     "bucket_start_us": pl.Int64(),
     "window_s": pl.Int32(),
-    "domain": pl.String(),
+    "domain_id": pl.Int32(),
     "tenant_id": pl.String(),
     "factory_id": pl.String(),
     "machine_id": pl.String(),
@@ -39,6 +41,7 @@ KPI_SCHEMA: dict[str, pl.DataType] = {
 
 NO_SPEC_LIMITS = "no_spec_limits"
 _MACHINE = ("tenant_id", "factory_id", "machine_id")
+_GROUP = ("domain_id", "hour_us", *_MACHINE)
 _COUNTS = {"messages": "count_n", "anomalies": "anomalies"}
 _RATIOS = {"coverage": ("covered", "fits", None), "share_in_spec": ("inside", "limited", NO_SPEC_LIMITS)}
 
@@ -49,52 +52,52 @@ def machine_kpis(
     anomalies: pl.DataFrame,
     limits: pl.DataFrame,
     *,
-    hour_us: int,
     base_s: int,
-    domain: str,
 ) -> pl.DataFrame:
-    """The KPIs of every machine that has a window in the hour.
+    """The KPIs of every machine in every hour in which it has a window.
 
     Args:
-        windows: base windows of the hour: bucket_start_us, series_id, count_n, min_val, max_val.
-        series: series_id, tenant_id, factory_id, machine_id; more columns are welcome. Series without a
+        windows: all base windows of whole hours: bucket_start_us, series_id, count_n, min_val, max_val.
+        series: series_id, domain_id, tenant_id, factory_id, machine_id; each series once. Series without a
             machine form one group of their factory.
-        anomalies: of the hour: bucket_start_us, series_id, detector.
+        anomalies: of the same hours: bucket_start_us, series_id, one row each. Those of hours and machines
+            without a window do not count.
         limits: as `formulas.limits.in_force` takes them.
         base_s: size of a base window, seconds; divides an hour.
 
+    More columns are welcome in each frame, and rows may come in any order.
+
     Returns:
-        `KPI_SCHEMA`, sorted by machine and kpi.
+        `KPI_SCHEMA`, sorted by domain_id, bucket_start_us, machine and kpi. A row depends on the rows of its
+        domain, hour and machine alone.
 
     Raises:
-        ValueError: windows outside the hour, or of a series that is not given.
+        ValueError: windows of a series that is not given.
     """
     if windows.is_empty():
         return pl.DataFrame(schema=KPI_SCHEMA)
-    _check(windows, series, hour_us)
+    _check(windows, series)
     sums = _sums(windows, series, anomalies, limits, HOUR_S // base_s)
     return (
         pl.concat([*_counts(sums), *_ratios(sums)])
-        .with_columns(
-            pl.lit(hour_us).alias("bucket_start_us"),
-            pl.lit(HOUR_S).alias("window_s"),
-            pl.lit(domain).alias("domain"),
-            pl.lit("1").alias("unit"),
-        )
+        .with_columns(pl.lit(HOUR_S).alias("window_s"), pl.lit("1").alias("unit"))
+        .rename({"hour_us": "bucket_start_us"})
         .select(pl.col(name).cast(kind) for name, kind in KPI_SCHEMA.items())
-        .sort(*_MACHINE, "kpi")
+        .sort("domain_id", "bucket_start_us", *_MACHINE, "kpi")
     )
 
 
 def _sums(
     windows: pl.DataFrame, series: pl.DataFrame, anomalies: pl.DataFrame, limits: pl.DataFrame, fits: int
 ) -> pl.DataFrame:
-    """One row a machine, with the columns that `_COUNTS` and `_RATIOS` name."""
-    machine_of = series.select("series_id", *_MACHINE)
+    """One row per domain, hour and machine, with the columns that `_COUNTS` and `_RATIOS` name."""
+    machine_of = series.select("series_id", "domain_id", *_MACHINE)
+    hour = (pl.col("bucket_start_us") // HOUR_US * HOUR_US).alias("hour_us")
     sums = (
-        windows.with_columns(_spec_columns(windows, limits))
+        windows.select("series_id", "bucket_start_us", "count_n", hour)
+        .with_columns(_spec_columns(windows, limits))
         .join(machine_of, on="series_id")
-        .group_by(_MACHINE)
+        .group_by(_GROUP)
         .agg(
             pl.col("count_n").sum(),
             pl.col("bucket_start_us").n_unique().alias("covered"),
@@ -103,24 +106,17 @@ def _sums(
         )
     )
     flagged = (
-        anomalies.select("series_id")
+        anomalies.select("series_id", hour)
         .join(machine_of, on="series_id")
-        .group_by(_MACHINE)
+        .group_by(_GROUP)
         .agg(pl.len().alias("anomalies"))
     )
-    return sums.join(flagged, on=_MACHINE, how="left", nulls_equal=True).with_columns(
+    return sums.join(flagged, on=_GROUP, how="left", nulls_equal=True).with_columns(
         pl.col("anomalies").fill_null(0), pl.lit(fits).alias("fits")
     )
 
 
-def _check(windows: pl.DataFrame, series: pl.DataFrame, hour_us: int) -> None:
-    start = windows["bucket_start_us"]
-    outside = windows.filter((start < hour_us) | (start >= hour_us + HOUR_US))
-    if len(outside):
-        raise ValueError(
-            f"{len(outside)} windows outside the hour of {hour_us} us, the first at "
-            f"{outside['bucket_start_us'][0]} us: read the windows of one hour"
-        )
+def _check(windows: pl.DataFrame, series: pl.DataFrame) -> None:
     unknown = windows.join(series, on="series_id", how="anti")
     if len(unknown):
         raise ValueError(
@@ -142,7 +138,7 @@ def _spec_columns(windows: pl.DataFrame, limits: pl.DataFrame) -> list[pl.Series
 def _counts(sums: pl.DataFrame) -> list[pl.DataFrame]:
     return [
         sums.select(
-            *_MACHINE,
+            *_GROUP,
             pl.lit(kpi).alias("kpi"),
             pl.col(column).cast(pl.Float64).alias("value"),
             pl.col(column).cast(pl.Float64).alias("numerator"),
@@ -156,7 +152,7 @@ def _counts(sums: pl.DataFrame) -> list[pl.DataFrame]:
 def _ratios(sums: pl.DataFrame) -> list[pl.DataFrame]:
     return [
         sums.select(
-            *_MACHINE,
+            *_GROUP,
             pl.lit(kpi).alias("kpi"),
             pl.when(pl.col(under) > 0).then(pl.col(over) / pl.col(under)).alias("value"),
             pl.col(over).cast(pl.Float64).alias("numerator"),

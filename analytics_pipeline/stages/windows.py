@@ -1,9 +1,22 @@
 """Tumbling windows: measurements to base windows, those to larger ones. Pure: no Kafka, SQL or Dagster.
 
 Windows are half-open ``[start, end)`` and aligned to the UTC epoch: with 60 s, 12:00:59.999999 is in the
-window of 12:00 and 12:01:00 in the next. A row depends on its own window's measurements and on nothing else:
-not on what else is in the frame, nor on the order of its rows. Live reads two windows, a rebuild sixty, and
-both store the same bits.
+window of 12:00 and 12:01:00 in the next. A window has a row only if it holds a sample. A row depends on its own
+window's measurements and on the last sample before the window, and on nothing else: not on what else is in the
+frame, nor on the order of its rows. Live reads two windows, a rebuild sixty, and both store the same bits.
+
+Time-weighted mean: each value holds until the next one of its series, but never longer than the domain's
+longest gap nor beyond the window's end (last observation carried forward)::
+
+    start                                     end       longest gap: 10 -
+    c---------|        a-----b----------|      |        c carried in from before the window
+    |<- held ->| none  |held |<- held ->| none |
+
+``tw_integral`` is the integral of the value over the time that is covered so, value times seconds;
+``tw_covered_s`` is that time. The value that is carried in is the last earlier sample, in whichever window. Of
+several samples at one time the last by sample key counts. Larger windows sum those of their children, so that
+their mean is one over the base windows that hold a sample. Percentiles, moments and plain means weigh samples
+alike, however long they hold.
 
 Which rows are read and where windows are stored is not decided here. There is no clock: whether a window is
 final is a view's business.
@@ -11,11 +24,14 @@ final is a view's business.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from analytics_pipeline.formulas import ddsketch, moments
+from analytics_pipeline.formulas import moments, rank_sketch
+from analytics_pipeline.formulas.as_of import last_at, order_by
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -27,7 +43,7 @@ PERCENTILES = (0.50, 0.95, 0.99)
 WINDOW_SCHEMA: dict[str, pl.DataType] = {
     "bucket_start_us": pl.Int64(),
     "window_s": pl.Int32(),
-    "series_id": pl.Int32(),
+    "series_id": pl.Int64(),
     "count_n": pl.Int64(),
     "avg_val": pl.Float64(),
     "m2": pl.Float64(),
@@ -42,19 +58,58 @@ WINDOW_SCHEMA: dict[str, pl.DataType] = {
     "p99": pl.Float64(),
     "base_n": pl.Int32(),
     "coverage": pl.Float64(),
+    "tw_integral": pl.Float64(),
+    "tw_covered_s": pl.Float64(),
     "sketch": pl.Binary(),
 }
 
 
+@dataclass(frozen=True, slots=True)
+class EarlierSamples:
+    """Samples that may be carried into a window: columns of one length, in any order.
+
+    For each series and each contiguous stretch of computed windows, the last sample before the stretch, if it
+    is not older than the longest gap; more samples do no harm, as the last one before a window is found here.
+    Stored windows tell them: (series_id, last_time_us, last_val). Never of a window that the same call computes:
+    that row may be out of date.
+    """
+
+    series_id: Ints
+    time_us: Ints
+    value: Floats
+
+    @classmethod
+    def of_windows(cls, windows: pl.DataFrame) -> EarlierSamples:
+        """The last samples of stored windows: series_id, last_time_us, last_val."""
+        series, time_us, value = (windows[name].to_numpy() for name in ("series_id", "last_time_us", "last_val"))
+        return cls(series.astype(np.int64), time_us, value)
+
+    @classmethod
+    def none(cls) -> EarlierSamples:
+        """Nothing is carried in from before the measurements given."""
+        return cls(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+
+
 def base_windows(
-    series_id: npt.NDArray[np.int32], time_us: Ints, sample_key: Ints, value: Floats, base_s: int
+    series_id: npt.NDArray[np.signedinteger],
+    time_us: Ints,
+    sample_key: Ints,
+    value: Floats,
+    base_s: int,
+    *,
+    longest_gap_us: int | Ints,
+    earlier: EarlierSamples,
 ) -> pl.DataFrame:
-    """The base windows of measurements in any order.
+    """The base windows of measurements in any order, of any hours.
 
     Args:
         series_id, time_us, sample_key, value: columns of one length; together the first three are unique.
-            Values are finite.
+            Values are finite; up to `moments.LARGEST_VALUE` every figure is. Each window that has a measurement
+            here has all its measurements here.
         base_s: window size, seconds.
+        longest_gap_us: how long a value holds, microseconds; one for all, or for each measurement that of its
+            series. With 0 nothing is covered.
+        earlier: what may be carried in, beyond the measurements given.
 
     Returns:
         `WINDOW_SCHEMA`, one row for each window with a sample, sorted by (bucket_start_us, series_id).
@@ -64,29 +119,25 @@ def base_windows(
     """
     if not len(value):
         return pl.DataFrame(schema=WINDOW_SCHEMA)
-    # Minus zero would make a minimum depend on which of two equal zeros came first.
-    value = np.asarray(value, np.float64) + 0.0
     size_us = base_s * MICROS
-    bucket = np.floor_divide(time_us, size_us)
-    series = np.asarray(series_id, np.int64)
-    order = _time_order(bucket, series, time_us - bucket * size_us, sample_key, value)
-    bucket, series, time, value = bucket[order], series[order], time_us[order], value[order]
+    bucket, series, time, value, gap = _in_order(series_id, time_us, sample_key, value, longest_gap_us, size_us)
     starts = _group_starts(bucket, series)
     ends = np.append(starts[1:], len(value)) - 1
     minimum, maximum = np.minimum.reduceat(value, starts), np.maximum.reduceat(value, starts)
-    moment = moments.from_values(value, starts, minimum, maximum)
-    buckets = ddsketch.histogram(np.repeat(np.arange(len(starts)), moment.n), value)
+    start_us, last = bucket[starts] * size_us, (value[ends], time[ends])
+    carried = _carried_in(series[starts], start_us, last, earlier)
     return _frame(
         size_s=base_s,
-        bucket_start_us=bucket[starts] * size_us,
-        series_id=series[starts].astype(np.int32),
-        moment=moment,
+        bucket_start_us=start_us,
+        series_id=series[starts],
+        moment=moments.from_values(value, starts, minimum, maximum),
         ends=(minimum, maximum),
         first=(value[starts], time[starts]),
-        last=(value[ends], time[ends]),
+        last=last,
         base_n=np.ones(len(starts), np.int64),
         base_fits=1,
-        buckets=buckets,
+        weighted=_time_weighted(value, time, gap, starts, start_us, size_us, carried),
+        sketches=rank_sketch.from_values(value, starts),
     )
 
 
@@ -118,8 +169,8 @@ def merge_windows(frame: pl.DataFrame, size_s: int, *, finest_s: int) -> pl.Data
     minimum = np.minimum.reduceat(rows["min_val"], starts)
     maximum = np.maximum.reduceat(rows["max_val"], starts)
     parts = moments.Moments(rows["count_n"], rows["avg_val"], rows["m2"])
-    new_group = np.empty(len(order), np.int64)
-    new_group[order] = np.repeat(np.arange(len(starts)), ends - starts + 1)
+    # Whole microseconds are summed exactly; the integral in the order of time.
+    covered_us = np.add.reduceat(np.rint(rows["tw_covered_s"] * MICROS).astype(np.int64), starts)
     return _frame(
         size_s=size_s,
         bucket_start_us=bucket[starts] * size_us,
@@ -130,8 +181,87 @@ def merge_windows(frame: pl.DataFrame, size_s: int, *, finest_s: int) -> pl.Data
         last=(rows["last_val"][ends], rows["last_time_us"][ends]),
         base_n=np.add.reduceat(rows["base_n"].astype(np.int64), starts),
         base_fits=size_s // finest_s,
-        buckets=ddsketch.merge(ddsketch.decode(frame["sketch"].to_list()), new_group),
+        weighted=(np.add.reduceat(rows["tw_integral"], starts), covered_us / MICROS),
+        sketches=rank_sketch.merge(rank_sketch.decode(frame["sketch"].gather(order).to_list()), starts),
     )
+
+
+def time_weighted_mean(tw_integral: Floats, tw_covered_s: Floats) -> Floats:
+    """Integral over covered time; NaN, that is unknown, where nothing is covered."""
+    known = tw_covered_s > 0
+    return np.where(known, tw_integral / np.where(known, tw_covered_s, 1.0), np.nan)
+
+
+def carried_into(
+    changed_series: Ints,
+    changed_start_us: Ints,
+    series: Ints,
+    start_us: Ints,
+    *,
+    base_s: int,
+    longest_gap_us: int | Ints,
+) -> npt.NDArray[np.bool_]:
+    """Which base windows may be out of date because an earlier window's last sample changed.
+
+    That is, of each changed window the series' next window that holds a sample, if it begins within the longest
+    gap after the changed one's end: its carried-in value comes, or came, from there. It matters nothing whether
+    the changed window was added, removed or replaced. If no last sample changed (its time and value), no
+    window is reached; a window that is recomputed by this keeps its last sample, so that it reaches no further.
+
+    Args:
+        changed_series, changed_start_us: the windows whose last sample changed.
+        series, start_us: the windows that hold a sample and may follow: those within a gap and one window after
+            any changed one suffice, also of series that did not change. Unique, in any order.
+        longest_gap_us: one for all, or for each of ``series`` its own.
+
+    Returns:
+        for each of ``series`` whether it is reached. Windows that the caller has just computed may be among them.
+    """
+    order = order_by(changed_series, changed_start_us)
+    changed_series, changed_start_us = changed_series[order], changed_start_us[order]
+    changed = last_at(series, start_us - 1, changed_series, changed_start_us)
+    within = order_by(series, start_us)
+    before = last_at(series, start_us - 1, series[within], start_us[within])
+    if not len(changed_series) or not len(series):
+        return np.zeros(len(series), np.bool_)
+    changed_us = changed_start_us[changed]
+    is_next = (before < 0) | (start_us[within][before] <= changed_us)
+    reaches: npt.NDArray[np.bool_] = start_us - (changed_us + base_s * MICROS) < longest_gap_us
+    return (changed >= 0) & is_next & reaches
+
+
+def _carried_in(
+    series: Ints, start_us: Ints, last: tuple[Floats, Ints], earlier: EarlierSamples
+) -> tuple[Floats, Ints, npt.NDArray[np.bool_]]:
+    """For each window the value and time of the last sample before it, and whether there is one."""
+    known_series = np.concatenate([np.asarray(earlier.series_id, np.int64), series])
+    known_time = np.concatenate([np.asarray(earlier.time_us, np.int64), last[1]])
+    known_value = np.concatenate([np.asarray(earlier.value, np.float64) + 0.0, last[0]])
+    order = order_by(known_series, known_time)
+    at = last_at(series, start_us - 1, known_series[order], known_time[order])
+    return known_value[order][at], known_time[order][at], at >= 0
+
+
+def _time_weighted(
+    value: Floats,
+    time: Ints,
+    gap: Ints,
+    starts: Ints,
+    start_us: Ints,
+    size_us: int,
+    carried: tuple[Floats, Ints, npt.NDArray[np.bool_]],
+) -> tuple[Floats, Floats]:
+    """``tw_integral`` and ``tw_covered_s`` of each window, from samples in order of time within each."""
+    until = np.append(time[1:], 0)
+    until[np.append(starts[1:], len(time)) - 1] = start_us + size_us
+    held_us = np.minimum(until - time, gap)
+    carried_value, carried_time, known = carried
+    carried_until = np.minimum(time[starts], carried_time + gap[starts])
+    carried_us = np.where(known, np.maximum(carried_until - start_us, 0), 0)
+    covered_us = np.add.reduceat(held_us, starts) + carried_us
+    integral = np.add.reduceat(value * held_us, starts) + np.where(known, carried_value, 0.0) * carried_us
+    # Minus zero, from a negative value that holds no time, would tell of what does not count.
+    return integral / MICROS + 0.0, covered_us / MICROS
 
 
 def _check_sizes(frame: pl.DataFrame, size_s: int, finest_s: int) -> None:
@@ -147,17 +277,18 @@ def _frame(
     *,
     size_s: int,
     bucket_start_us: Ints,
-    series_id: npt.NDArray[np.int32],
+    series_id: Ints,
     moment: moments.Moments,
     ends: tuple[Floats, Floats],
     first: tuple[Floats, Ints],
     last: tuple[Floats, Ints],
     base_n: Ints,
     base_fits: int,
-    buckets: ddsketch.Buckets,
+    weighted: tuple[Floats, Floats],
+    sketches: rank_sketch.Sketches,
 ) -> pl.DataFrame:
     groups = len(bucket_start_us)
-    percentiles = ddsketch.quantiles(buckets, PERCENTILES, *ends)
+    percentiles = rank_sketch.quantiles(sketches, PERCENTILES)
     columns = (
         bucket_start_us,
         np.full(groups, size_s, np.int32),
@@ -169,7 +300,8 @@ def _frame(
         *(np.ascontiguousarray(column) for column in percentiles.T),
         base_n.astype(np.int32),
         base_n / base_fits,
-        ddsketch.encode(buckets, groups),
+        *weighted,
+        rank_sketch.encode(sketches),
     )
     return pl.DataFrame(dict(zip(WINDOW_SCHEMA, columns, strict=True)), schema=WINDOW_SCHEMA)
 
@@ -178,6 +310,23 @@ def _group_starts(bucket: Ints, series: npt.NDArray[np.signedinteger]) -> Ints:
     """Where each (bucket, series) begins in sorted columns."""
     new = (bucket[1:] != bucket[:-1]) | (series[1:] != series[:-1])
     return np.concatenate([np.zeros(1, np.int64), np.flatnonzero(new) + 1])
+
+
+def _in_order(
+    series_id: npt.NDArray[np.signedinteger],
+    time_us: Ints,
+    sample_key: Ints,
+    value: Floats,
+    longest_gap_us: int | Ints,
+    size_us: int,
+) -> tuple[Ints, Ints, Ints, Floats, Ints]:
+    """Bucket, series, time, value and gap of each measurement, by (bucket, series, time, sample key)."""
+    # Minus zero would make a minimum depend on which of two equal zeros came first.
+    value = np.asarray(value, np.float64) + 0.0
+    series, bucket = np.asarray(series_id, np.int64), np.floor_divide(time_us, size_us)
+    order = _time_order(bucket, series, time_us - bucket * size_us, sample_key, value)
+    gap = np.broadcast_to(np.asarray(longest_gap_us, np.int64), len(value))
+    return bucket[order], series[order], time_us[order], value[order], gap[order]
 
 
 def _time_order(bucket: Ints, series: Ints, within_us: Ints, sample_key: Ints, value: Floats) -> Ints:

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from threading import Lock
+from typing import Any
 
 import polars as pl
 
-from analytics_pipeline.master_data import LIMIT_ROWS
 from analytics_pipeline.records import to_us
 from analytics_pipeline.storage.engine import Connection
+
+#: Rows of ``analytics_spec_limits``; names that are null match any; times in microseconds, null: since ever.
+LIMIT_ROWS: dict[str, Any] = {
+    "spec_id": pl.Int64(),
+    "tenant_id": pl.String(),
+    "factory_id": pl.String(),
+    "machine_id": pl.String(),
+    "sensor_id": pl.String(),
+    "metric": pl.String(),
+    "lsl": pl.Float64(),
+    "usl": pl.Float64(),
+    "valid_from_us": pl.Int64(),
+}
 
 
 class LimitDirectory:

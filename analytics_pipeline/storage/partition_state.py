@@ -113,6 +113,20 @@ def hours_with_rows(connection: Connection, asset: str, wanted: Sequence[Key]) -
         return set(cursor.fetchall())
 
 
+def updated_at(connection: Connection, asset: str, wanted: Sequence[Key]) -> dict[Key, datetime]:
+    """When some domain partitions were written last, as this transaction sees them."""
+    if not wanted:
+        return {}
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT s.domain_id, s.hour, s.updated_at "
+            "FROM unnest(%s::int[], %s::timestamptz[]) w (domain_id, hour) "
+            "JOIN partition_state s ON s.asset = %s AND s.domain_id = w.domain_id AND s.hour = w.hour",
+            ([key[0] for key in wanted], [key[1] for key in wanted], asset),
+        )
+        return {(row[0], row[1]): row[2] for row in cursor.fetchall()}
+
+
 def domain_states(
     connection: Connection, asset: str, hours: Sequence[datetime]
 ) -> dict[datetime, list[DomainState]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 import uuid
 from datetime import timedelta
 
@@ -13,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from analytics_pipeline.detectors import RobustZScore, SpecLimits
+from analytics_pipeline.detectors import Detector, RobustZScore, SpecLimits
+from analytics_pipeline.stages import anomalies
 from analytics_pipeline.stages.anomalies import ANOMALY_SCHEMA, detect
-from analytics_pipeline.stages.windows import base_windows
+from analytics_pipeline.stages.windows import EarlierSamples, base_windows
 from analytics_pipeline_tests import reference
 from analytics_pipeline_tests.reference import Limit, Message, SeriesKey
 
@@ -54,6 +56,14 @@ def rows(averages: list[tuple[int, int, float]], half: float = 0.5) -> pl.DataFr
     ).sort("series_id", "bucket_start_us")
 
 
+def detected(
+    targets: pl.DataFrame, history: pl.DataFrame, known: pl.DataFrame, detectors: tuple[Detector, ...]
+) -> pl.DataFrame:
+    """Anomalies among the targets, held against the history too."""
+    parts = [targets.with_columns(is_target=True), history.with_columns(is_target=False)]
+    return detect(pl.concat(parts, how="diagonal"), known, detectors)
+
+
 def usual(series: int, minutes: range) -> list[tuple[int, int, float]]:
     return [(series, minute, 20.0 + minute % 3) for minute in minutes]
 
@@ -64,7 +74,7 @@ def limits(*known: tuple[int, int | None, int | None, float | None, float | None
 
 def test_a_window_is_held_against_the_windows_stored_before_it() -> None:
     history = rows(usual(1, range(-20, 0))).select(HISTORY)
-    found = detect(rows([(1, 0, 21.0), (1, 1, 50.0)]), history, NO_LIMITS, BOTH)
+    found = detected(rows([(1, 0, 21.0), (1, 1, 50.0)]), history, NO_LIMITS, BOTH)
     row = found.row(0, named=True)
     assert len(found) == 1
     assert found.schema == pl.Schema(ANOMALY_SCHEMA)
@@ -82,9 +92,9 @@ def test_a_window_is_held_against_the_windows_stored_before_it() -> None:
 def test_a_window_never_counts_itself_or_later_ones() -> None:
     # Eleven earlier windows are one too few, however many follow.
     frame = rows([*usual(1, range(11)), (1, 11, 999.0), *usual(1, range(12, 60))])
-    assert detect(frame, NO_HISTORY, NO_LIMITS, BOTH).is_empty()
+    assert detected(frame, NO_HISTORY, NO_LIMITS, BOTH).is_empty()
     frame = rows([*usual(1, range(12)), (1, 12, 999.0), *usual(1, range(13, 60))])
-    assert detect(frame, NO_HISTORY, NO_LIMITS, BOTH)["bucket_start_us"].to_list() == [NOON_US + 12 * MINUTE_US]
+    assert detected(frame, NO_HISTORY, NO_LIMITS, BOTH)["bucket_start_us"].to_list() == [NOON_US + 12 * MINUTE_US]
 
 
 NO_HISTORY = rows([]).select(HISTORY)
@@ -95,23 +105,23 @@ def test_windows_older_than_the_look_back_do_not_count(oldest_minute: int, alarm
     #  12:00 the day before                             12:00
     #  x  . . . . . . . . . . . . . . . xxxxxxxxxxx (11)  ?
     history = rows([(1, oldest_minute, 20.0), *usual(1, range(-11, 0))]).select(HISTORY)
-    assert len(detect(rows([(1, 0, 99.0)]), history, NO_LIMITS, BOTH)) == alarms
+    assert len(detected(rows([(1, 0, 99.0)]), history, NO_LIMITS, BOTH)) == alarms
 
 
 def test_a_gap_in_the_windows_is_no_anomaly() -> None:
     history = rows([*usual(1, range(-300, -280)), *usual(1, range(-3, 0))]).select(HISTORY)
-    assert detect(rows([(1, 20, 21.0)]), history, NO_LIMITS, BOTH).is_empty()
+    assert detected(rows([(1, 20, 21.0)]), history, NO_LIMITS, BOTH).is_empty()
 
 
 def test_series_do_not_lend_each_other_a_baseline() -> None:
     history = rows([*usual(1, range(-60, 0)), *usual(3, range(-60, 0))]).select(HISTORY)
-    found = detect(rows([(1, 0, 99.0), (2, 0, 99.0), (3, 0, 21.0)]), history, NO_LIMITS, BOTH)
+    found = detected(rows([(1, 0, 99.0), (2, 0, 99.0), (3, 0, 21.0)]), history, NO_LIMITS, BOTH)
     assert found["series_id"].to_list() == [1]
 
 
 def test_limits_are_those_in_force_when_the_window_begins() -> None:
     known = limits((1, None, NOON_US + MINUTE_US, None, 30.0), (1, NOON_US + MINUTE_US, None, None, 10.0))
-    found = detect(rows([(1, 0, 20.0), (1, 1, 20.0), (2, 1, 20.0)]), NO_HISTORY, known, BOTH)
+    found = detected(rows([(1, 0, 20.0), (1, 1, 20.0), (2, 1, 20.0)]), NO_HISTORY, known, BOTH)
     assert found["bucket_start_us"].to_list() == [NOON_US + MINUTE_US]
     assert json.loads(found["detail"][0])["threshold"] == 10.0
 
@@ -119,11 +129,11 @@ def test_limits_are_those_in_force_when_the_window_begins() -> None:
 def test_both_detectors_may_flag_one_window_each_with_its_own_lasting_id() -> None:
     history = rows(usual(1, range(-20, 0))).select(HISTORY)
     frame, known = rows([(1, 0, 99.0)]), limits((1, None, None, 0.0, 30.0))
-    found = detect(frame, history, known, BOTH)
+    found = detected(frame, history, known, BOTH)
     assert found["detector"].to_list() == ["robust_zscore", "spec_limits"]
     assert {uuid.UUID(it).version for it in found["anomaly_id"]} == {5}
     assert found["anomaly_id"].n_unique() == 2
-    assert_frame_equal(found, detect(frame, history, known, BOTH[::-1]))
+    assert_frame_equal(found, detected(frame, history, known, BOTH[::-1]))
     # Ids are stored: another way of making them would orphan what people have linked to.
     assert found["anomaly_id"][0] == "d467551f-1fd7-5ba4-845d-073a49f92940"
 
@@ -131,14 +141,70 @@ def test_both_detectors_may_flag_one_window_each_with_its_own_lasting_id() -> No
 def test_a_window_read_twice_is_refused_by_name() -> None:
     frame = rows([(4, 0, 1.0)])
     with pytest.raises(ValueError, match=f"series 4 has two windows that begin at {NOON_US} us"):
-        detect(frame, frame.select(HISTORY), NO_LIMITS, BOTH)
+        detected(frame, frame.select(HISTORY), NO_LIMITS, BOTH)
 
 
 def test_nothing_to_judge_gives_no_anomaly() -> None:
-    empty = detect(rows([]), NO_HISTORY, NO_LIMITS, BOTH)
+    empty = detected(rows([]), NO_HISTORY, NO_LIMITS, BOTH)
     assert empty.schema == pl.Schema(ANOMALY_SCHEMA)
-    assert detect(rows([(1, 0, 1.0)]), NO_HISTORY, NO_LIMITS, ()).schema == empty.schema
-    assert detect(rows([(1, 0, 1.0)]), NO_HISTORY, NO_LIMITS, BOTH).schema == empty.schema
+    assert detected(rows([(1, 0, 1.0)]), NO_HISTORY, NO_LIMITS, ()).schema == empty.schema
+    assert detected(rows([(1, 0, 1.0)]), NO_HISTORY, NO_LIMITS, BOTH).schema == empty.schema
+
+
+def test_stretches_far_apart_are_evaluated_at_once_each_with_its_own_history() -> None:
+    #  history   12:00             history  08:00 two days later, beyond the look-back
+    #  xxxxxxxxxx T T      …      xxxxxxxxxx T T T
+    morning = 44 * 60
+    history = rows([*usual(1, range(-20, 0)), *usual(1, range(morning - 20, morning))]).select(HISTORY)
+    targets = rows([(1, 0, 99.0), (1, 1, 21.0), *usual(1, range(morning, morning + 2)), (1, morning + 2, 99.0)])
+    together = detected(targets, history, NO_LIMITS, BOTH)
+    border = NOON_US + morning * MINUTE_US - HOUR_US
+    start = pl.col("bucket_start_us")
+    alone = [
+        detected(targets.filter(inside), history.filter(inside), NO_LIMITS, BOTH)
+        for inside in (start < border, start >= border)
+    ]
+    assert [len(part) for part in alone] == [1, 1]
+    assert_frame_equal(together, pl.concat(alone), check_exact=True)
+
+
+def test_evaluating_in_chunks_changes_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(2)
+    frame = rows([(series, minute, float(rng.normal(20, 3))) for series in range(5) for minute in range(60)])
+    history = rows([(series, minute, 20.0 + minute % 3) for series in range(0, 5, 2) for minute in range(-90, 0)])
+    known = limits((1, None, None, 15.0, 25.0))
+    whole = detected(frame, history.select(HISTORY), known, BOTH)
+    assert len(whole) > 20
+    for rows_at_once in (1, 7, 64):
+        monkeypatch.setattr(anomalies, "CHUNK_BYTES", 8 * 120 * rows_at_once)
+        assert_frame_equal(detected(frame, history.select(HISTORY), known, BOTH), whole, check_exact=True)
+
+
+def test_an_hour_of_many_series_is_evaluated_in_bounded_memory() -> None:
+    #: 2,000 series of a full hour with a full baseline: a matrix of all baselines were 115 MB, a sort 115 more.
+    series, minute = (axis.ravel() for axis in np.meshgrid(np.arange(2000), np.arange(-120, 60), indexing="ij"))
+    average = np.random.default_rng(3).normal(size=len(series))
+    frame = pl.DataFrame(
+        {
+            "bucket_start_us": NOON_US + minute * MINUTE_US,
+            "window_s": np.full(len(series), 60, np.int32),
+            "series_id": series.astype(np.int32),
+            "count_n": np.full(len(series), 20),
+            "avg_val": average,
+            "min_val": average - 1,
+            "max_val": average + 1,
+            "is_target": minute >= 0,
+        }
+    )
+    tracemalloc.start()
+    try:
+        found = detect(frame, NO_LIMITS, BOTH)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 20 < len(found) < 1000
+    columns = 5 * 8 * len(series)  # the line of windows, its order and copies on the way
+    assert peak < 50_000_000 + columns, f"{peak:,} bytes"
 
 
 AVERAGES = st.one_of(st.integers(18, 22).map(float), st.floats(15, 25), st.sampled_from([-500.0, 80.0]))
@@ -166,9 +232,10 @@ def test_the_tail_of_an_hour_judged_alone_has_the_rows_of_the_whole_hour(
         border = NOON_US + minute * MINUTE_US
         before = everything.filter(start < border).select(HISTORY)
         # As the reader does: the last windows of each series, as many as are asked for.
-        history = before.group_by("series_id").tail(detector.baseline_windows).select(HISTORY)
+        last = before.group_by("series_id").tail(detector.baseline_windows)
+        history = last.select(HISTORY) if detector.baseline_windows else NO_HISTORY
         history = history.sample(fraction=1.0, shuffle=True, seed=chance.randrange(2**32))  # type: ignore[attr-defined]
-        return detect(everything.filter(start >= border), history, known, (detector,))
+        return detected(everything.filter(start >= border), history, known, (detector,))
 
     tail_us = NOON_US + tail * MINUTE_US
     assert_frame_equal(judged_from(tail), judged_from(0).filter(start >= tail_us), check_exact=True)
@@ -198,9 +265,17 @@ def test_anomalies_are_those_of_the_naive_reference(stream: list[tuple[int, int,
     known = {SERIES[0]: [Limit(None, border, 10.0, 25.0), Limit(border, None, None, 21.0)]}
     kept = [(SERIES.index(of), time, value) for (of, time), value in reference.measurements(messages).items()]
     series, time, value = (np.array(column) for column in zip(*kept, strict=True))
-    frame = base_windows(series.astype(np.int32), time, np.zeros_like(time), value.astype(np.float64), 60)
+    frame = base_windows(
+        series.astype(np.int32),
+        time,
+        np.zeros_like(time),
+        value.astype(np.float64),
+        60,
+        longest_gap_us=0,
+        earlier=EarlierSamples.none(),
+    )
     table = limits((0, None, border, 10.0, 25.0), (0, border, None, None, 21.0))
-    found = detect(frame, NO_HISTORY, table, BOTH)
+    found = detected(frame, NO_HISTORY, table, BOTH)
     expected = reference.anomalies(messages, 60, known)
     assert len(found) == len(expected)
     for row, want in zip(found.iter_rows(named=True), expected, strict=True):
@@ -209,3 +284,7 @@ def test_anomalies_are_those_of_the_naive_reference(stream: list[tuple[int, int,
         assert row["severity"] == want.severity
         assert row["value"] == pytest.approx(want.value, rel=1e-12)
         assert row["score"] == pytest.approx(want.score, rel=1e-9)
+        detail = json.loads(row["detail"])
+        assert detail.keys() == want.detail.keys()
+        for name, figure in want.detail.items():
+            assert detail[name] == (pytest.approx(figure, rel=1e-9) if isinstance(figure, float) else figure), name

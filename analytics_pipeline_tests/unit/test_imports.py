@@ -19,7 +19,7 @@ LAYERS = (
     ("formulas",),
     ("detectors",),
     ("domains",),
-    ("stages", "tables", "master_data"),
+    ("stages", "tables"),
     ("assets.spec",),
     ("quality", "sources", "storage"),
     ("assets", "flow"),
@@ -42,7 +42,7 @@ IMPURE = {
     "socket",
 }
 PURE = (
-    "formulas", "detectors", "domains", "stages", "records", "errors", "tables", "master_data", "assets.spec"
+    "formulas", "detectors", "domains", "stages", "records", "errors", "tables", "assets.spec"
 )
 #: What an asset is, and arithmetic about it, is pure and stands below storage; how it is computed stands above.
 PURE_ASSET_MODULES = {"spec", "catalog", "regions", "slices", "__init__"}

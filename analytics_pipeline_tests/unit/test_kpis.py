@@ -7,11 +7,12 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
 
 from analytics_pipeline.detectors import RobustZScore, SpecLimits
 from analytics_pipeline.stages.anomalies import detect
 from analytics_pipeline.stages.kpis import _COUNTS, _RATIOS, KPI_SCHEMA, machine_kpis
-from analytics_pipeline.stages.windows import base_windows
+from analytics_pipeline.stages.windows import EarlierSamples, base_windows
 from analytics_pipeline_tests import reference
 from analytics_pipeline_tests.reference import Limit, Message, SeriesKey
 
@@ -19,16 +20,18 @@ MINUTE_US = 60 * 1_000_000
 HOUR_US = 60 * MINUTE_US
 NOON_US = 494_820 * HOUR_US
 
-#: Series 1 and 2 are of one machine, 3 of another, 4 of none.
+#: Series 1 and 2 are of one machine, 3 of another, 4 of none; 5 is of the first machine in another domain.
 SERIES = pl.DataFrame(
     [
-        (1, "t", "f", "m1", None, "s1", "temp", "C"),
-        (2, "t", "f", "m1", None, "s2", "flow", "l/s"),
-        (3, "t", "f", "m2", None, "s1", "temp", "C"),
-        (4, "t", "f", None, "st", "s1", "temp", "C"),
+        (1, 7, "t", "f", "m1", None, "s1", "temp", "C"),
+        (2, 7, "t", "f", "m1", None, "s2", "flow", "l/s"),
+        (3, 7, "t", "f", "m2", None, "s1", "temp", "C"),
+        (4, 7, "t", "f", None, "st", "s1", "temp", "C"),
+        (5, 3, "t", "f", "m1", None, "s1", "temp", "C"),
     ],
     schema={
         "series_id": pl.Int32,
+        "domain_id": pl.Int32,
         **dict.fromkeys(
             ("tenant_id", "factory_id", "machine_id", "station_id", "sensor_id", "metric", "unit"), pl.String
         ),
@@ -81,9 +84,7 @@ def kpis(
         SERIES,
         anomalies() if flags is None else flags,
         limits() if known is None else known,
-        hour_us=NOON_US,
         base_s=base_s,
-        domain="sensor",
     )
     assert frame.schema == pl.Schema(KPI_SCHEMA)
     return {
@@ -137,11 +138,9 @@ def test_series_without_a_machine_have_kpis_of_their_own() -> None:
 
 
 def test_rows_say_hour_size_domain_and_machine() -> None:
-    frame = machine_kpis(
-        windows((1, 7, 5, 1, 2)), SERIES, anomalies(), limits(), hour_us=NOON_US, base_s=60, domain="sensor"
-    )
-    names = ["bucket_start_us", "window_s", "domain", "tenant_id", "factory_id", "machine_id", "unit"]
-    assert frame.select(names).unique().rows() == [(NOON_US, 3600, "sensor", "t", "f", "m1", "1")]
+    frame = machine_kpis(windows((1, 7, 5, 1, 2)), SERIES, anomalies(), limits(), base_s=60)
+    names = ["bucket_start_us", "window_s", "domain_id", "tenant_id", "factory_id", "machine_id", "unit"]
+    assert frame.select(names).unique().rows() == [(NOON_US, 3600, 7, "t", "f", "m1", "1")]
     assert frame["kpi"].to_list() == sorted([*_COUNTS, *_RATIOS])
     assert {"anomalies", "coverage", "messages", "share_in_spec"} <= {*_COUNTS, *_RATIOS}
 
@@ -150,9 +149,41 @@ def test_an_hour_without_windows_has_no_kpis() -> None:
     assert kpis(windows()) == {}
 
 
-def test_windows_of_another_hour_are_refused() -> None:
-    with pytest.raises(ValueError, match=f"1 windows outside the hour of {NOON_US} us"):
-        kpis(windows((1, 59, 1, 0, 0), (1, 60, 1, 0, 0)))
+def test_hours_and_domains_at_once_give_the_rows_of_each_alone() -> None:
+    its = windows(
+        *(
+            (series, minute, 1 + series, minute, minute + 9)
+            for series in range(1, 6)
+            for minute in range(-70, 130, 7)
+        )
+    )
+    flags = anomalies(
+        (1, -61, "spec_limits"), (1, 0, "spec_limits"), (5, 0, "spec_limits"), (2, 119, "spec_limits")
+    )
+    known = limits((1, NOON_US, None, 0.0, 50.0), (5, None, NOON_US, None, 20.0))
+    together = machine_kpis(its, SERIES, flags, known, base_s=60)
+    hour = pl.col("bucket_start_us") // HOUR_US * HOUR_US
+    alone = [
+        machine_kpis(
+            its.filter(pl.col("series_id").is_in(ids), hour == NOON_US + at * HOUR_US),
+            SERIES.sample(fraction=1.0, shuffle=True, seed=at + 9),
+            flags.filter(pl.col("series_id").is_in(ids), hour == NOON_US + at * HOUR_US),
+            known,
+            base_s=60,
+        )
+        for ids in ([5], [1, 2, 3, 4])
+        for at in (-2, -1, 0, 1, 2)
+    ]
+    assert_frame_equal(together, pl.concat(alone), check_exact=True)
+    assert len(together) == 4 * 4 * 5  # KPIs, machines (one of them in two domains), hours
+    counted = together.filter(pl.col("kpi") == "anomalies", pl.col("machine_id") == "m1")
+    by_hour = counted.select("domain_id", (pl.col("bucket_start_us") - NOON_US) // HOUR_US, "value")
+    assert [row for row in by_hour.iter_rows() if row[2]] == [(3, 0, 1.0), (7, -2, 1.0), (7, 0, 1.0), (7, 1, 1.0)]
+
+
+def test_anomalies_where_no_window_is_count_nowhere() -> None:
+    found = kpis(windows((1, 0, 1, 0, 0)), anomalies((3, 0, "spec_limits"), (1, 60, "spec_limits")))
+    assert {name: row[0] for (_, name), row in found.items()}["anomalies"] == 0.0
 
 
 def test_windows_of_an_unknown_series_are_refused_and_not_left_out() -> None:
@@ -167,7 +198,7 @@ KEYS = [SeriesKey("t", "f", machine, sensor, "temp") for machine in ("m1", None)
 @given(
     st.lists(
         st.tuples(
-            st.integers(0, 3), st.integers(0, 239), st.integers(0, 3), st.sampled_from([19.0, 20.0, 21.0, 90.0])
+            st.integers(0, 3), st.integers(-200, 400), st.integers(0, 3), st.sampled_from([19.0, 20.0, 21.0, 90.0])
         ),
         min_size=1,
         max_size=200,
@@ -183,16 +214,18 @@ def test_kpis_are_those_of_the_naive_reference(stream: list[tuple[int, int, int,
     table = limits((1, None, half_past, 19.5, 25.0), (1, half_past, None, None, 20.5))
     kept = [(KEYS.index(of), time, value) for (of, time), value in reference.measurements(messages).items()]
     number, time, value = (np.array(column) for column in zip(*kept, strict=True))
-    frame = base_windows(number.astype(np.int32), time, np.zeros_like(time), value, 60)
+    frame = base_windows(
+        number, time, np.zeros_like(time), value, 60, longest_gap_us=0, earlier=EarlierSamples.none()
+    )
     series = pl.DataFrame(
-        {"series_id": pl.Series(range(4), dtype=pl.Int32)}
+        {"series_id": pl.Series(range(4), dtype=pl.Int32), "domain_id": [1] * 4}
         | {name: [getattr(key, name) for key in KEYS] for name in ("tenant_id", "factory_id", "machine_id")}
     )
-    flags = detect(frame, frame.clear(), table, (RobustZScore(), SpecLimits()))
-    found = machine_kpis(frame, series, flags, table, hour_us=NOON_US, base_s=60, domain="sensor")
-    expected = {(*kpi.machine, kpi.kpi): kpi for kpi in reference.kpis(messages, 60, known)}
+    flags = detect(frame.with_columns(is_target=True), table, (RobustZScore(), SpecLimits()))
+    found = machine_kpis(frame, series, flags, table, base_s=60)
+    expected = {(kpi.hour_us, *kpi.machine, kpi.kpi): kpi for kpi in reference.kpis(messages, 60, known)}
     assert len(found) == len(expected)
     for row in found.iter_rows(named=True):
-        want = expected[row["tenant_id"], row["factory_id"], row["machine_id"], row["kpi"]]
+        want = expected[row["bucket_start_us"], row["tenant_id"], row["factory_id"], row["machine_id"], row["kpi"]]
         for name in ("value", "numerator", "denominator", "reason"):
             assert row[name] == getattr(want, name), (name, want)

@@ -24,7 +24,7 @@ from analytics_pipeline.assets.calculation import (
 from analytics_pipeline.assets.windows import rows as windows
 from analytics_pipeline.assets.windows.spec import TABLE as WINDOWS
 from analytics_pipeline.domains.base import Domain
-from analytics_pipeline.master_data import limit_spans
+from analytics_pipeline.formulas.limits import spans
 from analytics_pipeline.records import Region, from_us
 from analytics_pipeline.stages.anomalies import detect
 from analytics_pipeline.storage import table_io
@@ -73,8 +73,15 @@ def _detect(context: Context, domain: Domain, region: Region) -> pl.DataFrame:
         max(one.baseline_windows for one in domain.detectors),
     )
     names = context.series.frame(region.domain_id, series)
-    limits = limit_spans(names.filter(pl.col("series_id").is_in(series.implode())), context.limits())
-    found = detect(targets, history, limits, domain.detectors)
+    limits = spans(names.filter(pl.col("series_id").is_in(series.implode())), context.limits())
+    given = pl.concat(
+        [
+            targets.with_columns(pl.lit(value=True).alias("is_target")),
+            history.with_columns(pl.lit(value=False).alias("is_target")),
+        ],
+        how="diagonal",
+    )
+    found = detect(given, limits, domain.detectors)
     return (
         found.with_columns(pl.lit(region.domain_id, pl.Int32).alias("domain_id"))
         .select(list(TABLE.schema()))

@@ -23,7 +23,7 @@ from analytics_pipeline.assets.calculation import (
 )
 from analytics_pipeline.assets.kpis.spec import SPEC, TABLE
 from analytics_pipeline.assets.windows.spec import TABLE as WINDOWS
-from analytics_pipeline.master_data import limit_spans
+from analytics_pipeline.formulas.limits import spans
 from analytics_pipeline.records import HOUR_S, HOUR_US, Region
 from analytics_pipeline.stages.kpis import machine_kpis
 from analytics_pipeline.storage import table_io
@@ -41,8 +41,7 @@ class KpiCalculation:
 
     def compute(self, context: Context, works: Sequence[Work]) -> Computed:
         machines = {work.key: _machines(context, work) for work in works}
-        frames = _frames(context, works, machines)
-        frame = pl.concat(frames) if frames else TABLE.empty()
+        frame = _compute(context, works, machines)
         parts = Parts(works)
         part = _part_of(parts, frame)
         gate = context.gate(frame, [work.domain for work in works])
@@ -66,49 +65,28 @@ def _machines(context: Context, work: Work) -> pl.DataFrame | None:
     return names.join(touched, on=_MACHINE, how="semi", nulls_equal=True)
 
 
-def _frames(
-    context: Context, works: Sequence[Work], machines: Mapping[Key, pl.DataFrame | None]
-) -> list[pl.DataFrame]:
+def _compute(context: Context, works: Sequence[Work], machines: Mapping[Key, pl.DataFrame | None]) -> pl.DataFrame:
     base_s = context.settings.base_window_s
     regions = area.disjoint(_regions(work, machines[work.key]) for work in works)
     windows = table_io.read_regions(context.connection, WINDOWS, regions, names=_WINDOWS, window_s=base_s)
+    if windows.is_empty():
+        return TABLE.empty()
     anomalies = table_io.read_regions(context.connection, ANOMALIES, regions, names=_ANOMALIES)
-    parts = Parts(works)
-    part_of_window, part_of_anomaly = _part_of(parts, windows), _part_of(parts, anomalies)
-    limits = {work.domain_id: _limits(context, work.domain_id, windows) for work in works}
-    found = []
-    for at, work in enumerate(works):
-        its = windows.filter(pl.Series(part_of_window == at, dtype=pl.Boolean))
-        if its.is_empty():
-            continue
-        names, spans = limits[work.domain_id]
-        rows = machine_kpis(
-            its,
-            names,
-            anomalies.filter(pl.Series(part_of_anomaly == at, dtype=pl.Boolean)),
-            spans,
-            hour_us=work.hour_us,
-            base_s=base_s,
-            domain=work.domain.name,
-        )
-        found.append(
-            rows.with_columns(pl.lit(work.domain_id, pl.Int32).alias("domain_id"))
-            .select(list(TABLE.schema()))
-            .cast(TABLE.schema())  # type: ignore[arg-type]
-        )
-    return found
+    series = pl.concat(_named(context, domain_id, windows) for domain_id in windows["domain_id"].unique().to_list())
+    found = machine_kpis(windows, series, anomalies, spans(series, context.limits()), base_s=base_s)
+    return found.select(list(TABLE.schema())).cast(TABLE.schema())  # type: ignore[arg-type]
+
+
+def _named(context: Context, domain_id: int, windows: pl.DataFrame) -> pl.DataFrame:
+    """Names of the series of a domain that have windows."""
+    its = windows.filter(pl.col("domain_id") == domain_id)["series_id"].unique()
+    names = context.series.frame(domain_id, its).filter(pl.col("series_id").is_in(its.implode()))
+    return names.with_columns(pl.lit(domain_id, pl.Int32).alias("domain_id"))
 
 
 def _regions(work: Work, machines: pl.DataFrame | None) -> Region:
     series = None if machines is None else tuple(machines["series_id"].sort().to_list())
     return Region(work.domain_id, work.hour_us, work.hour_us + HOUR_US, series)
-
-
-def _limits(context: Context, domain_id: int, windows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Names and limits of the series of a domain that have windows."""
-    series = windows.filter(pl.col("domain_id") == domain_id)["series_id"].unique()
-    names = context.series.frame(domain_id, series).filter(pl.col("series_id").is_in(series.implode()))
-    return names, limit_spans(names, context.limits())
 
 
 def _part_of(parts: Parts, frame: pl.DataFrame) -> Ints:

@@ -28,16 +28,13 @@ from analytics_pipeline.assets.calculation import (
     Written,
     split_gate,
 )
-from analytics_pipeline.assets.measurements.spec import TABLE as MEASUREMENTS
 from analytics_pipeline.assets.windows import rows as table
+from analytics_pipeline.assets.windows.base_level import base_level, stale_in_other_hours, with_domain
 from analytics_pipeline.assets.windows.spec import SPEC, TABLE
 from analytics_pipeline.records import HOUR, HOUR_S, DerivedName, Region, from_us
-from analytics_pipeline.stages.windows import base_windows, merge_windows
+from analytics_pipeline.stages.windows import merge_windows
 from analytics_pipeline.storage import table_io
 from analytics_pipeline.storage.pending_work import MAX_SERIES, Invalidation, Scope
-
-#: Measurements that are read at once: bounds a worker's memory.
-CHUNK_ROWS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -79,35 +76,16 @@ class WindowCalculation:
 
     def _levels(self, context: Context, works: Sequence[Work]) -> list[_Level]:
         sizes = context.settings.window_sizes_s
-        stale = area.disjoint(region for work in works for region in work.regions())
-        levels: list[_Level] = []
-        if stale:
-            base_s = sizes[0]
-            base = area.disjoint(area.widened(stale, base_s * 1_000_000))
-            levels.append(_Level(base_s, self._base(context, works, base, base_s), base))
+        base = base_level(context, works, sizes[0])
+        levels = [_Level(sizes[0], *base)] if base else []
         for size_s in sizes[1:]:
-            if size_s > HOUR_S or not stale:
+            if size_s > HOUR_S or not levels:
                 break
             child_s = max(one for one in sizes if one < size_s and size_s % one == 0)
             below = next(level for level in levels if level.size_s == child_s)
             parents = area.disjoint(area.widened(below.regions, size_s * 1_000_000))
             levels.append(self._merged(context, size_s, below, parents))
         return levels + self._longer(context, works, levels)
-
-    def _base(self, context: Context, works: Sequence[Work], regions: list[Region], base_s: int) -> pl.DataFrame:
-        names = ("domain_id", "series_id", "event_time", "sample_key", "value")
-        frames = []
-        for group in table.chunks(context.connection, works, regions, base_s, CHUNK_ROWS):
-            rows = table_io.read_regions(context.connection, MEASUREMENTS, group, names=names)
-            found = base_windows(
-                rows["series_id"].to_numpy(),
-                rows["event_time_us"].to_numpy(),
-                rows["sample_key"].to_numpy(),
-                rows["value"].to_numpy(),
-                base_s,
-            )
-            frames.append(_with_domain(found, rows))
-        return pl.concat(frames) if frames else TABLE.empty()
 
     def _merged(self, context: Context, size_s: int, below: _Level, parents: list[Region]) -> _Level:
         """The windows of one size that hold those of the level below."""
@@ -117,7 +95,7 @@ class WindowCalculation:
             stored = stored.filter(~area.inside(stored, "bucket_start_us", below.regions))
         children = pl.concat([stored, below.frame])
         merged = merge_windows(children.drop("domain_id"), size_s, finest_s=context.settings.base_window_s)
-        return _Level(size_s, _with_domain(merged, children), parents)
+        return _Level(size_s, with_domain(merged, children), parents)
 
     def _longer(self, context: Context, works: Sequence[Work], levels: Sequence[_Level]) -> list[_Level]:
         """Windows longer than an hour that begin in an hour of the slice, from hourly windows."""
@@ -164,7 +142,12 @@ class WindowCalculation:
             for at, work in enumerate(works)
             if work.key in accepted
         }
-        return results, stale_after(context, works, parts, done.changed)
+        context.serialize_commits([work.domain_id for work in works])
+        stale = stale_after(context, works, parts, done.changed)
+        base_s = context.settings.base_window_s
+        base = wanted.filter(pl.col("window_s") == base_s)
+        before = stored.filter(pl.col("window_s") == base_s)
+        return results, [*stale, *stale_in_other_hours(context, works, before, base, base_s)]
 
 
 def _asks_for_longer(work: Work) -> bool:
@@ -173,17 +156,6 @@ def _asks_for_longer(work: Work) -> bool:
 
 def _part_of(parts: Parts, frame: pl.DataFrame) -> Ints:
     return parts.of(frame["domain_id"].to_numpy(), frame["bucket_start_us"].to_numpy())
-
-
-def _with_domain(windows: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
-    """Windows with the domain of their series."""
-    domains = rows.select("series_id", "domain_id").unique("series_id")
-    return (
-        windows.with_columns(pl.col("series_id").cast(pl.Int64))
-        .join(domains, on="series_id", how="left", maintain_order="left")
-        .select(list(TABLE.schema()))
-        .cast(TABLE.schema())  # type: ignore[arg-type]
-    )
 
 
 def _withheld(frame: pl.DataFrame, part: Ints, reasons: Mapping[int, str]) -> dict[int, tuple[int, ...]]:
