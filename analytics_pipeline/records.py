@@ -6,7 +6,8 @@ Unix epoch, in columns that end in ``_us``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
@@ -192,6 +193,51 @@ class HourOutcome:
     def quarantined(self) -> tuple[str, ...]:
         """The domains whose content was refused as a whole."""
         return tuple(domain.domain for domain in self.domains if domain.quarantined)
+
+
+def merged_outcomes(outcomes: Sequence[HourOutcome]) -> list[HourOutcome]:
+    """What several passes over the same hours did, as one outcome per hour: counts add up, content is the last."""
+    hours: dict[datetime, list[HourOutcome]] = {}
+    for outcome in outcomes:
+        hours.setdefault(outcome.hour, []).append(outcome)
+    return [
+        HourOutcome(its[0].asset, hour, its[0].mode, _merged_domains(its), sum(one.duration_s for one in its))
+        for hour, its in sorted(hours.items())
+    ]
+
+
+def _merged_domains(outcomes: Sequence[HourOutcome]) -> tuple[DomainOutcome, ...]:
+    domains: dict[str, list[DomainOutcome]] = {}
+    for outcome in outcomes:
+        for domain in outcome.domains:
+            domains.setdefault(domain.domain, []).append(domain)
+    return tuple(
+        replace(
+            its[-1],
+            written=sum(one.written for one in its),
+            dead_letters=sum(one.dead_letters for one in its),
+            late_rows=sum(one.late_rows for one in its),
+            gate=_merged_gates([one.gate for one in its]),
+        )
+        for _, its in sorted(domains.items())
+    )
+
+
+def _merged_gates(gates: Sequence[GateResult]) -> GateResult:
+    rows = 0
+    reasons: dict[int, str] = {}
+    outcomes: dict[tuple[str, str, str], ExpectationOutcome] = {}
+    for gate in gates:
+        reasons |= {rows + row: reason for row, reason in gate.reasons.items()}
+        for one in gate.outcomes:
+            key = (one.name, one.column, one.reason)
+            sample = tuple(rows + row for row in one.sample_rows)
+            known = outcomes.get(key, ExpectationOutcome(*key, 0))
+            outcomes[key] = replace(
+                known, failed=known.failed + one.failed, sample_rows=(*known.sample_rows, *sample)[:SAMPLE_ROWS]
+            )
+        rows += gate.rows
+    return GateResult(gates[-1].asset, gates[-1].domain, rows, reasons, tuple(outcomes.values()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -125,6 +125,7 @@ class Deriver:
         *,
         domains: Sequence[str] | None = None,
         now: datetime | None = None,
+        wait: bool = True,
         on_slice: Callable[[], None] = lambda: None,
     ) -> DerivedHours:
         """Compute some hours of one asset: of all enabled domains, or of those named.
@@ -134,6 +135,7 @@ class Deriver:
 
         Args:
             now: tells live hours from older ones.
+            wait: for domain partitions that others hold; otherwise they are left, and listed in ``busy``.
             on_slice: called after each commit.
         """
         started = time.monotonic()
@@ -144,6 +146,7 @@ class Deriver:
             mode=mode,
             run_id=run_id,
             domains={number: self._domains.by_name[name] for name, number in numbers.items()},
+            wait=wait,
         )
         done = DerivedHours()
         if mode == "full":
@@ -155,7 +158,7 @@ class Deriver:
                     found.setdefault(key[1], []).append(outcome)
                 on_slice()
         took = time.monotonic() - started
-        wanted = sorted(found) if mode == "incremental" else hours
+        wanted = sorted({*found, *(one.hour for one in done.errors)}) if mode == "incremental" else hours
         done.outcomes = [
             HourOutcome(asset, hour, mode, tuple(sorted(found.get(hour, ()), key=lambda one: one.domain)), took)
             for hour in wanted
@@ -207,7 +210,7 @@ class Deriver:
     def _slice(self, run: _Run, keys: Sequence[Key], done: DerivedHours) -> Iterator[tuple[Key, DomainOutcome]]:
         """Compute a slice; split it where it raises, until the guilty domain partition stands alone."""
         try:
-            yield from self._with_restarts(run, keys)
+            yield from self._with_restarts(run, keys, done)
         except psycopg2.errors.LockNotAvailable:
             done.busy += keys
         except NOT_SPLIT:
@@ -221,10 +224,12 @@ class Deriver:
             self._record_failure(run, keys[0], error)
             done.errors.append(PartitionError(domain=run.domains[keys[0][0]].name, hour=keys[0][1], error=error))
 
-    def _with_restarts(self, run: _Run, keys: Sequence[Key]) -> list[tuple[Key, DomainOutcome]]:
+    def _with_restarts(
+        self, run: _Run, keys: Sequence[Key], done: DerivedHours
+    ) -> list[tuple[Key, DomainOutcome]]:
         for attempt in range(MAX_RESTARTS + 1):
             try:
-                return self._compute(run, keys)
+                return self._compute(run, keys, done)
             except (*RESTARTED, _InputsChangedError):
                 if attempt == MAX_RESTARTS:
                     raise
@@ -246,12 +251,13 @@ class Deriver:
             )
             conn.commit()
 
-    def _compute(self, run: _Run, keys: Sequence[Key]) -> list[tuple[Key, DomainOutcome]]:
+    def _compute(self, run: _Run, keys: Sequence[Key], done: DerivedHours) -> list[tuple[Key, DomainOutcome]]:
         started = time.monotonic()
         with (
             connection(self._engine) as conn,
             domain_partition_locks(conn, run.asset, keys, wait=run.wait) as held,
         ):
+            done.busy += sorted(set(keys) - set(held))
             versions = input_versions.read(conn)
             works = self._works(conn, run, held)
             if not works:

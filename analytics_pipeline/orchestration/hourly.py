@@ -25,11 +25,19 @@ from dagster import (
 from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION
 
 from analytics_pipeline.errors import PipelineError
-from analytics_pipeline.orchestration.checks import verdict
+from analytics_pipeline.orchestration.checks import expired_verdict, verdict
 from analytics_pipeline.orchestration.metadata import Metadata, outcome_metadata
 from analytics_pipeline.orchestration.partitions import key_of, range_of_run
-from analytics_pipeline.orchestration.tags import CLAIM_TAG, DOMAINS_TAG, INCREMENTAL, MODE_TAG, PARENT_RUN_TAG
-from analytics_pipeline.records import DerivedHours, DomainState, HourOutcome, Mode
+from analytics_pipeline.orchestration.tags import (
+    CLAIM_TAG,
+    DOMAINS_TAG,
+    INCREMENTAL,
+    LIVE_QUEUE,
+    MODE_TAG,
+    PARENT_RUN_TAG,
+    QUEUE_TAG,
+)
+from analytics_pipeline.records import AssetName, DerivedHours, DomainState, HourOutcome, Mode
 
 log = structlog.get_logger(__name__)
 
@@ -48,6 +56,11 @@ def mode_of_run(tags: Mapping[str, str]) -> Mode:
     """Incremental only for the run that the drain sensor asked for. A re-execution inherits its tags: full."""
     asked_by_sensor = tags.get(MODE_TAG) == INCREMENTAL and bool(tags.get(CLAIM_TAG))
     return "incremental" if asked_by_sensor and PARENT_RUN_TAG not in tags else "full"
+
+
+def is_live(tags: Mapping[str, str]) -> bool:
+    """Whether the sensor asked for this run, for the hours in which data arrives now."""
+    return mode_of_run(tags) == "incremental" and tags.get(QUEUE_TAG) == LIVE_QUEUE
 
 
 def domains_of_run(tags: Mapping[str, str]) -> Sequence[str] | None:
@@ -69,9 +82,9 @@ def hours_of_run(tags: Mapping[str, str]) -> Sequence[datetime]:
 
 
 def materialize_hours(
-    context: AssetExecutionContext, compute: Compute, states: States, extra: Extra
+    context: AssetExecutionContext, asset: AssetName, *, compute: Compute, states: States, extra: Extra
 ) -> Iterator[Event]:
-    """Compute the hours of the run and report them.
+    """Compute the hours of the run for one asset and report them.
 
     A domain that is quarantined or fails holds back only itself. In a live run the hour is materialized with what was
     committed, and its check is red; in a run that a person started such an hour is not materialized, and the step
@@ -85,23 +98,39 @@ def materialize_hours(
     Raises:
         Failure: see above.
     """
-    mode = mode_of_run(context.run.tags)
     hours = hours_of_run(context.run.tags)
     done = compute(hours)
-    held = states(hours)
-    alone = len(hours) == 1
+    yield from report_hours(context, asset, done, states(hours), extra)
+
+
+def report_hours(
+    context: AssetExecutionContext,
+    asset: AssetName,
+    done: DerivedHours,
+    held: Mapping[datetime, Sequence[DomainState]],
+    extra: Extra = lambda _outcome: {},
+) -> Iterator[Event]:
+    """Report what was done to some hours of an asset, and fail where a run has to.
+
+    Raises:
+        Failure: see `materialize_hours`.
+    """
+    mode = mode_of_run(context.run.tags)
+    hours = hours_of_run(context.run.tags)
     reported_by_dagster = False
     for outcome in done.outcomes:
         errors = {one.domain: one.error for one in done.errors if one.hour == outcome.hour}
         if mode == "incremental" and not outcome.domains and not errors:
             continue  # no pending work, nothing written: nothing to report
+        alone = list(hours) == [outcome.hour]
         for event in _report(context, outcome, errors, held.get(outcome.hour, ()), extra, alone=alone):
             reported_by_dagster |= isinstance(event, MaterializeResult)
             yield event
     for hour in done.expired:
-        yield from _expired(context, hour)
+        context.log.info(f"{asset} {key_of(hour)}: taken by retention; nothing was computed")
+        yield expired_verdict(asset, hour)
     _raise_if_failed(done, mode, len(hours))
-    yield from _outputs(context, reported_by_dagster=reported_by_dagster)
+    yield from _outputs(context, asset, reported_by_dagster=reported_by_dagster)
 
 
 def is_materialized(outcome: HourOutcome, errors: Mapping[str, Exception]) -> bool:
@@ -131,27 +160,23 @@ def _report(
     elif alone:
         # Left to Dagster, which adds code and data versions. It does so for all partitions of a run alike,
         # hence not for ranges.
-        yield MaterializeResult(metadata=metadata)
+        yield MaterializeResult(asset_key=AssetKey(outcome.asset), metadata=metadata)
     else:
         yield AssetMaterialization(AssetKey(outcome.asset), partition=key_of(outcome.hour), metadata=metadata)
     yield verdict(outcome, held, errors, context.instance)
 
 
-def _expired(context: AssetExecutionContext, hour: datetime) -> Iterator[Event]:
-    from analytics_pipeline.orchestration.checks import expired_verdict
-
-    asset = context.asset_key.to_user_string()
-    context.log.info(f"{key_of(hour)}: taken by retention; nothing was computed")
-    yield expired_verdict(asset, hour)
-
-
-def _outputs(context: AssetExecutionContext, *, reported_by_dagster: bool) -> Iterator[Output[None]]:
-    """The outputs that let the next steps start: the asset's, which reports nothing more, and its check's."""
+def _outputs(
+    context: AssetExecutionContext, asset: AssetName, *, reported_by_dagster: bool
+) -> Iterator[Output[None]]:
+    """The outputs that say that the asset is done: its own, which reports nothing more, and its check's."""
     if not reported_by_dagster:
         # Dagster marks its own observations so: an output without a materialization.
-        yield Output(None, metadata={SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION: True})
+        metadata = {SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION: True}
+        yield Output(None, output_name=asset, metadata=metadata)
     for key in context.selected_asset_check_keys:
-        yield Output(None, output_name=f"{key.asset_key.to_python_identifier()}_{key.name}")
+        if key.asset_key == AssetKey(asset):
+            yield Output(None, output_name=f"{asset}_{key.name}")
 
 
 def _quarantine_text(key: str, domains: Sequence[str]) -> str:

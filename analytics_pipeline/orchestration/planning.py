@@ -1,6 +1,6 @@
 """Which runs to ask for, from what is pending, claimed and under way. Pure: the time arrives as an argument.
 
-Recent hours run alone on the queue ``live``; older ones as ranges on ``backfill``. An hour that failed is asked
+Live hours run together on the queue ``live``; older ones as ranges on ``backfill``. An hour that failed is asked
 for again alone, after growing pauses, so that it takes no neighbour down with it.
 """
 
@@ -55,6 +55,9 @@ class Situation:
         runs: the runs of the claims, by claim.
         busy: hours of unfinished runs that must not be asked for now.
         ranges_under_way: unfinished runs of the sensor on the queue ``backfill``.
+        live_waiting: whether a live run waits to begin.
+        linger: whether live runs linger: one that has begun is not busy, it makes room for its successor.
+        drained_live: whether live data came just now, so that more is to be expected.
     """
 
     now: datetime
@@ -64,6 +67,9 @@ class Situation:
     runs: Mapping[str, ClaimedRun]
     busy: frozenset[datetime]
     ranges_under_way: int = 0
+    live_waiting: bool = False
+    linger: bool = False
+    drained_live: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +114,7 @@ def make_plan(situation: Situation, new_claim: Callable[[], str]) -> Plan:
     plan = Plan()
     ready = [one for hour in situation.pending if (one := _judge(hour, situation, plan)) is not None]
     live_from = hour_of(situation.now) - HOUR
-    for one in ready:
-        if one.pending.hour >= live_from:
-            hours = HourRange(one.pending.hour, one.pending.hour)
-            _ask(plan, situation.now, hours, [one], LIVE_QUEUE, new_claim())
+    _ask_for_live(plan, situation, [one for one in ready if one.pending.hour >= live_from], new_claim)
     _ask_for_older(plan, situation, [one for one in ready if one.pending.hour < live_from], new_claim)
     still_pending = {hour.hour for hour in situation.pending}
     plan.settled = [
@@ -120,6 +123,21 @@ def make_plan(situation: Situation, new_claim: Callable[[], str]) -> Plan:
         if hour not in still_pending and _state(situation, claim) is not RunState.UNDER_WAY
     ]
     return plan
+
+
+def _ask_for_live(
+    plan: Plan, situation: Situation, ready: Sequence[_Ready], new_claim: Callable[[], str]
+) -> None:
+    """One run for all live hours that have something to do; or, where live data came just now and runs linger, for
+    the current one, so that somebody is there when more comes."""
+    if situation.live_waiting:
+        plan.busy += len(ready)
+        return
+    hours = [one.pending.hour for one in ready]
+    if not hours and situation.linger and situation.drained_live:
+        hours = [hour_of(situation.now)]
+    if hours:
+        _ask(plan, situation.now, HourRange(min(hours), max(hours)), ready, LIVE_QUEUE, new_claim(), assets=DERIVED)
 
 
 def _state(situation: Situation, claim: HourClaim) -> RunState | None:
@@ -135,10 +153,26 @@ def _judge(hour: PendingHour, situation: Situation, plan: Plan) -> _Ready | None
     claim = situation.claims.get(hour.hour)
     run = situation.runs.get(claim.claim) if claim else None
     appearing = claim is not None and run is None and situation.now < claim.requested_at + LOST_AFTER
-    if appearing or hour.hour in situation.busy or (run and run.state is RunState.UNDER_WAY):
+    lingering = situation.linger and hour.hour >= hour_of(situation.now) - HOUR and not appearing
+    # A live run that lingers makes room for its successor.
+    under_way = not lingering and (hour.hour in situation.busy or bool(run and run.state is RunState.UNDER_WAY))
+    if appearing or under_way:
         plan.busy += 1
         return None
-    if claim is None:
+    return _ready(hour, claim, run, situation, plan, lingering=lingering)
+
+
+def _ready(
+    hour: PendingHour,
+    claim: HourClaim | None,
+    run: ClaimedRun | None,
+    situation: Situation,
+    plan: Plan,
+    *,
+    lingering: bool,
+) -> _Ready | None:
+    """An hour of which no run is awaited: at once, or after the pause that its last failure asks for."""
+    if claim is None or (run and lingering and run.state is not RunState.FAILED):
         return _Ready(hour, 1, None)
     if run is None:
         return _Ready(hour, claim.attempt + 1, LOST)  # it waited long enough already
@@ -176,10 +210,19 @@ def _ask_for_older(
     plan.beyond_cap = sum(len(hours) for hours in ranges[room:])
 
 
-def _ask(plan: Plan, now: datetime, hours: HourRange, ready: Sequence[_Ready], queue: str, claim: str) -> None:
-    first = min(DERIVED.index(one.pending.assets[0]) for one in ready)
-    attempt = max(one.attempt for one in ready)
-    plan.requests.append(Request(hours, DERIVED[first:], claim, attempt, queue))
+def _ask(
+    plan: Plan,
+    now: datetime,
+    hours: HourRange,
+    ready: Sequence[_Ready],
+    queue: str,
+    claim: str,
+    assets: tuple[DerivedName, ...] | None = None,
+) -> None:
+    if assets is None:
+        assets = DERIVED[min(DERIVED.index(one.pending.assets[0]) for one in ready) :]
+    attempt = max((one.attempt for one in ready), default=1)
+    plan.requests.append(Request(hours, assets, claim, attempt, queue))
     plan.claims += [
         HourClaim(one.pending.hour, claim, one.attempt, now, now + LOST_AFTER, one.error) for one in ready
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from analytics_pipeline.records import (
 )
 from analytics_pipeline.settings import Settings
 from analytics_pipeline.storage.engine import Connection, connection, engine_for
+from analytics_pipeline.storage.live_signal import Listener, listening
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -78,9 +79,15 @@ class Pipeline:
         mode: Mode,
         run_id: str,
         domains: Sequence[str] | None = None,
+        *,
+        wait: bool = True,
     ) -> DerivedHours:
         """Some hours of a derived asset, committed slice by slice."""
-        return self._deriver().derive_hours(asset, hours, mode, run_id, domains=domains)
+        return self._deriver().derive_hours(asset, hours, mode, run_id, domains=domains, wait=wait)
+
+    def listening(self) -> AbstractContextManager[Listener]:
+        """What the drain says to live runs."""
+        return listening(self.engine)
 
     def _deriver(self) -> Deriver:
         from analytics_pipeline.assets.derive import Deriver

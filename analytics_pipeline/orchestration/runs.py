@@ -10,7 +10,7 @@ from dagster import DagsterInstance, DagsterRunStatus, RunRecord, RunsFilter
 
 from analytics_pipeline.orchestration.partitions import HourRange, range_of_run
 from analytics_pipeline.orchestration.planning import ClaimedRun, RunState
-from analytics_pipeline.orchestration.tags import BACKFILL_QUEUE, CLAIM_TAG, PARENT_RUN_TAG, QUEUE_TAG
+from analytics_pipeline.orchestration.tags import BACKFILL_QUEUE, CLAIM_TAG, LIVE_QUEUE, PARENT_RUN_TAG, QUEUE_TAG
 
 UNFINISHED = (
     DagsterRunStatus.QUEUED,
@@ -65,6 +65,12 @@ def busy_hours(runs: Iterable[UnfinishedRun], live_from: datetime) -> frozenset[
         soon = run.claim is not None or (len(run.hours) == 1 and run.status is DagsterRunStatus.STARTED)
         busy.update(hour for hour in run.hours if soon or hour < live_from)
     return frozenset(busy)
+
+
+def live_waiting(runs: Iterable[UnfinishedRun]) -> bool:
+    """Whether a live run of the sensor has not begun yet."""
+    begun = (DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING)
+    return any(run.claim is not None and run.queue == LIVE_QUEUE and run.status not in begun for run in runs)
 
 
 def ranges_under_way(runs: Iterable[UnfinishedRun]) -> int:

@@ -33,15 +33,24 @@ from analytics_pipeline.orchestration.runs import (
     UnfinishedRun,
     busy_hours,
     claimed_runs,
+    live_waiting,
     ranges_under_way,
     unfinished_runs,
 )
-from analytics_pipeline.orchestration.tags import CLAIM_TAG, CODE_TAG, INCREMENTAL, MODE_TAG, QUEUE_TAG
+from analytics_pipeline.orchestration.tags import (
+    CLAIM_TAG,
+    CODE_TAG,
+    INCREMENTAL,
+    LIVE_QUEUE,
+    MODE_TAG,
+    QUEUE_TAG,
+)
 from analytics_pipeline.records import DERIVED, HOUR, RAW_EVENTS, hour_of
 from analytics_pipeline.settings import Settings
 from analytics_pipeline.storage.batches import batches_after
 from analytics_pipeline.storage.claims import delete_claims, read_claims, write_claims
 from analytics_pipeline.storage.engine import Connection
+from analytics_pipeline.storage.live_signal import notify
 from analytics_pipeline.storage.pending_work import actionable_hours, live_items
 from analytics_pipeline.storage.profile import raw_totals
 
@@ -87,7 +96,7 @@ def tick(
     claims: bool = True,
 ) -> SensorResult:
     """One evaluation: drain, report, ask. ``claims``: whether the runs asked for will be started."""
-    drained = _drain(pipeline, now)
+    drained, rows = _drain(pipeline, now)
     unfinished = unfinished_runs(instance)
     lost_runs.fail_lost(instance, unfinished, now)
     with pipeline.connection() as conn:
@@ -95,8 +104,10 @@ def tick(
         totals = raw_totals(conn, list(selection.shares))
         if claims:
             _report_commits(pipeline.settings, instance, conn, unfinished, now)
-        plan = _plan(pipeline.settings, instance, conn, unfinished, now, list(pipeline.domains.by_name))
+        plan = _plan(pipeline, instance, conn, unfinished, now, drained_live=rows > 0)
         if claims:
+            if any(request.queue == LIVE_QUEUE for request in plan.requests):
+                notify(conn, "superseded")  # the live run that lingers makes room
             conn.commit()
     forget_verdicts(instance, RAW_EVENTS, [key_of(hour) for hour in selection.shares])
     requests = [_run_request(request) for request in plan.requests]
@@ -111,8 +122,8 @@ def tick(
     )
 
 
-def _drain(pipeline: Pipeline, now: datetime) -> str:
-    """Drain unless something speaks against it; what happened, in words for people."""
+def _drain(pipeline: Pipeline, now: datetime) -> tuple[str, int]:
+    """Drain unless something speaks against it; what happened, in words for people, and how many rows came."""
     with pipeline.connection() as conn:
         waiting = live_items(
             conn,
@@ -122,26 +133,27 @@ def _drain(pipeline: Pipeline, now: datetime) -> str:
         )
     limit = pipeline.settings.backpressure_pending
     if not DRAIN_LOCK.acquire(blocking=False):
-        return "an earlier tick is still draining"
+        return "an earlier tick is still draining", 0
     try:
         if waiting > limit:
             return (
                 f"paused by backpressure: {waiting} items of live work pending, limit {limit} (BACKPRESSURE_PENDING); "
                 f"Kafka keeps the rest, lag {pipeline.look()}"
-            )
+            ), 0
         outcome = pipeline.drain(now)
     except PipelineError as error:
         # What is pending goes on without the broker.
         log.warning("drain failed", error=str(error))
-        return f"not drained: {error}"
+        return f"not drained: {error}", 0
     finally:
         DRAIN_LOCK.release()
     if outcome.messages == 0:
-        return f"idle: {outcome.skip_reason or 'no new messages'}"
-    return (
+        return f"idle: {outcome.skip_reason or 'no new messages'}", 0
+    words = (
         f"drained {outcome.messages} messages in {outcome.duration_s:.2f} s ({outcome.raw_rows} rows, "
         f"{outcome.dead_letters} dead letters), lag {outcome.lag_messages}"
     )
+    return words, outcome.raw_rows
 
 
 def _report_commits(
@@ -167,24 +179,32 @@ def _select(settings: Settings, conn: Connection, cursor: str | None, now: datet
 
 
 def _plan(
-    settings: Settings,
+    pipeline: Pipeline,
     instance: DagsterInstance,
     conn: Connection,
     unfinished: Sequence[UnfinishedRun],
     now: datetime,
-    domains: Sequence[str],
+    *,
+    drained_live: bool,
 ) -> Plan:
+    settings = pipeline.settings
     claims = read_claims(conn)
     situation = Situation(
         now=now,
         first_hour=settings.partitions_start,
         pending=actionable_hours(
-            conn, domains=domains, since=settings.partitions_start, code_version=fingerprint.LOADED
+            conn,
+            domains=list(pipeline.domains.by_name),
+            since=settings.partitions_start,
+            code_version=fingerprint.LOADED,
         ),
         claims=claims,
         runs=claimed_runs(instance, unfinished, (claim.claim for claim in claims.values())),
         busy=busy_hours(unfinished, hour_of(now) - HOUR),
         ranges_under_way=ranges_under_way(unfinished),
+        live_waiting=live_waiting(unfinished),
+        linger=settings.linger_s > 0,
+        drained_live=drained_live,
     )
     plan = make_plan(situation, lambda: uuid.uuid4().hex[:16])
     for failed in plan.claims:

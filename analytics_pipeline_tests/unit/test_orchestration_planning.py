@@ -20,7 +20,7 @@ from analytics_pipeline.orchestration.planning import (
     make_plan,
     pause_after,
 )
-from analytics_pipeline.records import HOUR, DerivedName, PendingHour
+from analytics_pipeline.records import DERIVED, HOUR, DerivedName, PendingHour
 from analytics_pipeline.storage.claims import HourClaim
 
 NOW = datetime(2026, 11, 21, 10, 57, tzinfo=UTC)
@@ -47,6 +47,7 @@ def plan(
     runs: dict[str, ClaimedRun] | None = None,
     busy: set[datetime] | None = None,
     ranges_under_way: int = 0,
+    **live: bool,
 ) -> Plan:
     words = (f"new{n}" for n in count(1))
     situation = Situation(
@@ -57,6 +58,7 @@ def plan(
         runs=runs or {},
         busy=frozenset(busy or ()),
         ranges_under_way=ranges_under_way,
+        **live,
     )
     return make_plan(situation, lambda: next(words))
 
@@ -65,10 +67,33 @@ def asked(made: Plan) -> list[tuple[str, datetime, int]]:
     return [(request.queue, request.hours.first, len(request.hours)) for request in made.requests]
 
 
-def test_the_current_the_previous_and_the_next_hour_each_run_alone_on_the_live_queue() -> None:
+def test_the_live_hours_run_together_on_the_live_queue() -> None:
     made = plan(waits(CURRENT - HOUR), waits(CURRENT), waits(CURRENT + HOUR))
-    assert asked(made) == [("live", CURRENT - HOUR, 1), ("live", CURRENT, 1), ("live", CURRENT + HOUR, 1)]
-    assert len({request.claim for request in made.requests}) == 3
+    assert asked(made) == [("live", CURRENT - HOUR, 3)]
+    assert [request.assets for request in made.requests] == [DERIVED]
+
+
+def test_a_live_run_that_waits_to_begin_is_enough() -> None:
+    made = plan(waits(CURRENT), live_waiting=True)
+    assert asked(made) == []
+    assert made.busy == 1
+
+
+def test_a_lingering_run_makes_room_for_a_successor_and_one_that_does_not_linger_is_awaited() -> None:
+    runs = {"c1": ClaimedRun(RunState.UNDER_WAY)}
+    assert asked(plan(waits(CURRENT), claims=[claim(CURRENT)], runs=runs, linger=True)) == [("live", CURRENT, 1)]
+    assert asked(plan(waits(CURRENT), claims=[claim(CURRENT)], runs=runs)) == []
+
+
+def test_live_data_that_is_computed_already_asks_for_a_successor_where_runs_linger() -> None:
+    assert asked(plan(linger=True, drained_live=True)) == [("live", CURRENT, 1)]
+    assert asked(plan(linger=True)) == []
+    assert asked(plan(drained_live=True)) == []
+
+
+def test_a_live_run_that_failed_pauses_also_where_runs_linger() -> None:
+    runs = {"c1": ClaimedRun(RunState.FAILED, NOW, "boom")}
+    assert asked(plan(waits(CURRENT), claims=[claim(CURRENT)], runs=runs, linger=True)) == []
 
 
 def test_older_hours_run_as_ranges_of_at_most_a_day_on_the_backfill_queue() -> None:
