@@ -50,7 +50,7 @@ from analytics_pipeline.settings import Settings
 from analytics_pipeline.storage.batches import batches_after
 from analytics_pipeline.storage.claims import delete_claims, read_claims, write_claims
 from analytics_pipeline.storage.engine import Connection
-from analytics_pipeline.storage.live_signal import notify
+from analytics_pipeline.storage.live_signal import live_data_came, notify
 from analytics_pipeline.storage.pending_work import actionable_hours, live_items
 from analytics_pipeline.storage.profile import raw_totals
 
@@ -104,7 +104,8 @@ def tick(
         totals = raw_totals(conn, list(selection.shares))
         if claims:
             _report_commits(pipeline.settings, instance, conn, unfinished, now)
-        plan = _plan(pipeline, instance, conn, unfinished, now, drained_live=rows > 0)
+        drained_live = rows > 0 and live_data_came(conn, hour_of(now) - HOUR, now)
+        plan = _plan(pipeline, instance, conn, unfinished, now, drained_live=drained_live)
         if claims:
             if any(request.queue == LIVE_QUEUE for request in plan.requests):
                 notify(conn, "superseded")  # the live run that lingers makes room

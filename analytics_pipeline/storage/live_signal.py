@@ -9,6 +9,7 @@ import select
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Literal
 
 from sqlalchemy import Engine
@@ -25,6 +26,17 @@ def notify(conn: Connection, signal: Signal) -> None:
     """Tell live runs something, once this transaction commits."""
     with conn.cursor() as cursor:
         cursor.execute("SELECT pg_notify(current_schema() || '_live', %s)", (signal,))
+
+
+def live_data_came(conn: Connection, live_from: datetime, since: datetime) -> bool:
+    """Whether a batch that arrived since then brought something for a live hour."""
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "SELECT EXISTS (SELECT FROM ingest_batch_hour h JOIN ingest_batch b USING (batch_id) "
+            "WHERE h.hour >= %s AND h.raw_rows > 0 AND b.arrived_at >= %s)",
+            (live_from, since),
+        )
+        return bool(cursor.fetchone()[0])
 
 
 class Listener:

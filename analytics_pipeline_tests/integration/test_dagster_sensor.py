@@ -106,33 +106,43 @@ def test_a_cursor_of_another_database_begins_anew(
 def test_backpressure_pauses_the_drain_says_so_and_runs_go_on(
     settings: Settings, registry: Registry, instance: DagsterInstance, producer: Producer, topic: str
 ) -> None:
-    with closing(Pipeline(settings.model_copy(update={"backpressure_pending": 2}), registry)) as pipeline:
-        send(producer, topic, [reading(CURRENT - HOUR * back) for back in (10, 20, 30)])
+    with closing(Pipeline(settings.model_copy(update={"backpressure_pending": 1}), registry)) as pipeline:
+        send(producer, topic, [reading(CURRENT - HOUR * back) for back in (0, 1)])
         first = tick(pipeline, instance, None, NOW)
-        assert len(first.run_requests or ()) == 3
+        assert len(first.run_requests or ()) == 1
         send(producer, topic, [reading(CURRENT - HOUR * 40)])
 
-        later = NOW + timedelta(seconds=40)  # the three runs never appeared: they are asked for again
+        later = NOW + timedelta(seconds=40)  # the live run never appeared: it is asked for again
         paused = tick(pipeline, instance, first.cursor, later)
 
-        assert query(pipeline, "SELECT count(*) FROM raw_events") == [(3,)]
-        assert len(paused.run_requests or ()) == 3
-        for hour, *_ in query(pipeline, "SELECT hour FROM hour_claim"):
-            for asset in DERIVED:
-                pipeline.derive_hours(asset, [hour], "incremental", "test")
+        assert query(pipeline, "SELECT count(*) FROM raw_events") == [(2,)]
+        assert len(paused.run_requests or ()) == 1
+        for asset in DERIVED:
+            pipeline.derive_hours(asset, [CURRENT - HOUR, CURRENT], "incremental", "test")
         resumed = tick(pipeline, instance, paused.cursor, later + timedelta(seconds=5))
-        assert query(pipeline, "SELECT count(*) FROM raw_events") == [(4,)]
+        assert query(pipeline, "SELECT count(*) FROM raw_events") == [(3,)]
         assert len(resumed.run_requests or ()) == 1
+
+
+def test_late_data_for_many_hours_never_pauses_what_is_live(
+    settings: Settings, registry: Registry, instance: DagsterInstance, producer: Producer, topic: str
+) -> None:
+    with closing(Pipeline(settings.model_copy(update={"backpressure_pending": 1}), registry)) as pipeline:
+        send(producer, topic, [reading(CURRENT - HOUR * back) for back in range(10, 40)])
+        first = tick(pipeline, instance, None, NOW)
+        send(producer, topic, [reading(CURRENT)])
+        tick(pipeline, instance, first.cursor, NOW + timedelta(seconds=5))
+        assert query(pipeline, "SELECT count(*) FROM raw_events") == [(31,)]
 
 
 def test_a_paused_tick_without_requests_says_that_it_is_paused(
     settings: Settings, registry: Registry, instance: DagsterInstance, producer: Producer, topic: str
 ) -> None:
     with closing(Pipeline(settings.model_copy(update={"backpressure_pending": 1}), registry)) as pipeline:
-        send(producer, topic, [reading(CURRENT - HOUR * back) for back in (10, 20)])
+        send(producer, topic, [reading(CURRENT - HOUR * back) for back in (0, 1)])
         first = tick(pipeline, instance, None, NOW)
         second = tick(pipeline, instance, first.cursor, NOW + timedelta(seconds=5))
-        assert words(second).startswith("paused by backpressure: 2 pending, limit 1")
+        assert words(second).startswith("paused by backpressure: 2 items of live work pending, limit 1")
         assert query(pipeline, "SELECT sum(lag) FROM worker_checkpoints") == [(0,)]
 
 

@@ -41,9 +41,7 @@ def test_a_batch_that_was_reported_once_is_reported_again_with_the_next_batch_of
     first = wait_for(lambda: world.ui.materialization(RAW_EVENTS, key_of(hour)), 30, "the first report")
     world.send_readings(hour, 5, machine_id="mc-02")
     second = wait_for(
-        lambda: (
-            m if (m := world.ui.materialization(RAW_EVENTS, key_of(hour)))["batches"] != first["batches"] else None
-        ),
+        lambda: m if (m := world.ui.materialization(RAW_EVENTS, key_of(hour)))["batches"] != first["batches"] else None,
         30,
         "the second report",
     )
@@ -193,8 +191,12 @@ def test_a_check_that_fails_is_fixed_and_passes(world: World) -> None:
     world.send_readings(hour, 200)  # the gateway was fixed: good rows outweigh the bad
 
     wait_for(lambda: world.ui.materialization(asset, key), 60, "the materialization")
-    passed = world.ui.check(asset, key)
-    assert passed["evaluation"]["severity"] == "WARN"  # 150 rows are in the dead letters, and stay in sight
+    # 150 rows are in the dead letters, and stay in sight.
+    wait_for(
+        lambda: world.ui.check(asset, key)["evaluation"]["severity"] == "WARN",
+        10,
+        "the verdict about what is there now",
+    )
     world.wait_until_settled(hour)
     assert world.query(
         "SELECT count(*) FROM normalized_measurements WHERE event_time >= %s AND event_time < %s",
@@ -205,9 +207,7 @@ def test_a_check_that_fails_is_fixed_and_passes(world: World) -> None:
 
 def test_a_tick_without_work_says_that_it_is_idle(world: World) -> None:
     wait_for(
-        lambda: (
-            (tick := world.ui.last_tick())["status"] == "SKIPPED" and (tick["skipReason"] or "").startswith("idle")
-        ),
+        lambda: (tick := world.ui.last_tick())["status"] == "SKIPPED" and (tick["skipReason"] or "").startswith("idle"),
         60,
         "an idle tick",
     )
