@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,8 @@ Bools = npt.NDArray[np.bool_]
 def joined(regions: Iterable[Region]) -> list[Region]:
     """The same rows in as few regions as can be: neighbours of one domain and the same series are one."""
     found: list[Region] = []
-    for region in sorted(regions, key=lambda one: (one.domain_id, one.series or (), one.begins_us)):
+    filled = (one for one in regions if one.series != ())
+    for region in sorted(filled, key=lambda one: (one.domain_id, one.series or (), one.begins_us)):
         last = found[-1] if found else None
         same = last and (last.domain_id, last.series) == (region.domain_id, region.series)
         if last and same and region.begins_us <= last.ends_us:
@@ -40,13 +42,44 @@ def widened(regions: Iterable[Region], size_us: int) -> list[Region]:
 
 
 def disjoint(regions: Iterable[Region]) -> list[Region]:
-    """The same rows, each in one region only: what is in a region of all series is in no region of some."""
+    """The same rows, each in one region only: whatever is read or merged by region must come once.
+
+    What is in a region of all series is in no region of some; where regions of some series overlap, one region
+    names the series of both.
+    """
     every = joined(regions)
     wide = [one for one in every if one.series is None]
-    some = [one for one in every if one.series is not None]
-    return wide + [
-        piece for one in some for piece in _without(one, [w for w in wide if w.domain_id == one.domain_id])
+    some = [
+        piece
+        for one in every
+        if one.series is not None
+        for piece in _without(one, [w for w in wide if w.domain_id == one.domain_id])
     ]
+    return wide + _united(some)
+
+
+def _united(regions: Sequence[Region]) -> list[Region]:
+    """Regions of some series, cut where another one begins or ends, so that those of one span are one."""
+    found: list[Region] = []
+    for domain_id in sorted({one.domain_id for one in regions}):
+        mine = sorted((r for r in regions if r.domain_id == domain_id), key=lambda one: one.begins_us)
+        edges = sorted({edge for one in mine for edge in (one.begins_us, one.ends_us)})
+        active: list[Region] = []
+        at = 0
+        for begins, ends in pairwise(edges):
+            active = [one for one in active if one.ends_us > begins]
+            while at < len(mine) and mine[at].begins_us == begins:
+                active.append(mine[at])
+                at += 1
+            if active:
+                found.append(Region(domain_id, begins, ends, _series_of(active)))
+    return joined(found)
+
+
+def _series_of(regions: Sequence[Region]) -> tuple[int, ...]:
+    if len(regions) == 1:
+        return regions[0].series or ()
+    return tuple(sorted({number for one in regions for number in one.series or ()}))
 
 
 def subtracted(regions: Iterable[Region], known: Sequence[Region]) -> list[Region]:

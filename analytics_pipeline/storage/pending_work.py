@@ -87,16 +87,22 @@ Key = tuple[int, datetime]
 
 
 def merged_spans(spans: Iterable[tuple[int, int]], most: int = MAX_SPANS) -> Spans:
-    """Sorted spans that neither touch nor overlap; one that covers all where they are more than ``most``."""
+    """Sorted spans that neither touch nor overlap; one that covers all where they are more than ``most``.
+
+    What lies before the hour stands for something else than seconds of it and stays apart.
+    """
     joined: list[tuple[int, int]] = []
+    apart: set[tuple[int, int]] = set()
     for begin, end in sorted(spans):
-        if joined and begin <= joined[-1][1]:
+        if begin < 0:
+            apart.add((begin, end))
+        elif joined and begin <= joined[-1][1]:
             joined[-1] = (joined[-1][0], max(joined[-1][1], end))
         else:
             joined.append((begin, end))
     if len(joined) > most:
-        return ((joined[0][0], joined[-1][1]),)
-    return tuple(joined)
+        joined = [(joined[0][0], joined[-1][1])]
+    return (*sorted(apart), *joined)
 
 
 def add(connection: Connection, invalidations: Iterable[Invalidation], *, held: bool = False) -> None:

@@ -1,0 +1,84 @@
+"""How pending work is merged when it is read: always a superset of what was asked for."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from analytics_pipeline.assets.calculation import LONGER_WINDOWS, Work
+from analytics_pipeline.domains.sensor import DOMAIN
+from analytics_pipeline.records import HOUR_S, to_us
+from analytics_pipeline.storage.partition_state import PartitionState
+from analytics_pipeline.storage.pending_work import MAX_SERIES, MAX_SPANS, Pending, _merge, merged_spans
+
+HOUR = datetime(2026, 1, 1, 6, tzinfo=UTC)
+
+#: (series, spans as edges) of one row of pending work, as it is stored.
+rows = st.tuples(
+    st.none() | st.lists(st.integers(1, 5), min_size=1, max_size=3, unique=True),
+    st.none()
+    | st.just([*LONGER_WINDOWS])
+    | st.lists(st.integers(0, 59), min_size=2, max_size=2, unique=True).map(lambda e: [60 * x for x in sorted(e)]),
+)
+
+
+def merged(*asked: tuple[list[int] | None, list[int] | None]) -> Pending:
+    return _merge([(number, series, spans, None, False) for number, (series, spans) in enumerate(asked)])
+
+
+def work(pending: Pending) -> Work:
+    state = PartitionState()
+    return Work(domain=DOMAIN, domain_id=1, hour=HOUR, pending=pending, whole=pending.whole, state=state)
+
+
+def covers(found: Work, series: int, second: int) -> bool:
+    moment = to_us(HOUR) + second * 1_000_000
+    return any(
+        one.begins_us <= moment < one.ends_us and (one.series is None or series in one.series)
+        for one in found.regions()
+    )
+
+
+@given(st.lists(rows, min_size=1, max_size=30))
+def test_whatever_was_asked_for_is_in_the_regions_of_the_merged_work(asked: list[Any]) -> None:
+    found = work(merged(*asked))
+    for series, edges in asked:
+        if edges == [*LONGER_WINDOWS]:
+            continue
+        begin, end = edges or (0, HOUR_S)
+        for one in series or [1, 99]:
+            assert all(covers(found, one, second) for second in (begin, end - 1)), (series, edges)
+
+
+@pytest.mark.parametrize("spans", [[(0, 60)], [(0, HOUR_S)], [(60 * n, 60 * n + 30) for n in range(MAX_SPANS + 1)]])
+def test_longer_windows_are_asked_for_beside_the_first_window_of_the_hour(spans: list[tuple[int, int]]) -> None:
+    found = merged((None, [*LONGER_WINDOWS]), *((None, [*span]) for span in spans))
+    assert found.whole or LONGER_WINDOWS in found.spans
+    assert covers(work(found), 1, spans[0][0])
+    assert covers(work(found), 1, spans[-1][1] - 1)
+
+
+def test_an_hour_asked_for_in_pieces_is_asked_for_as_a_whole() -> None:
+    assert merged((None, [0, 1800]), (None, [1800, 3600])).whole
+
+
+@pytest.mark.parametrize(("known", "named"), [(999, 999), (1000, 1000), (1001, 0)])
+def test_above_a_thousand_series_merged_work_names_time_only(known: int, named: int) -> None:
+    half = known // 2
+    found = merged(([*range(half)], [0, 60]), ([*range(half, known)], [120, 180]))
+    assert len(found.series) == named
+    assert (found.spans, found.series_spans)[bool(named)] == ((0, 60), (120, 180))
+    for series in (0, known - 1):
+        assert covers(work(found), series, 0)
+        assert covers(work(found), series, 179)
+
+
+def test_more_than_sixteen_spans_become_one_that_covers_them() -> None:
+    spans = [(60 * n, 60 * n + 1) for n in range(MAX_SPANS + 1)]
+    assert merged_spans(spans[:-1]) == tuple(spans[:-1])
+    assert merged_spans(spans) == ((0, 60 * MAX_SPANS + 1),)
+    assert all(begin >= 0 and end <= HOUR_S for begin, end in merged_spans(spans))
