@@ -23,14 +23,14 @@ from analytics_pipeline.storage.engine import connection
 MAX_ROUNDS = 50
 
 DERIVED_TABLES = {
-    "raw_events": 'topic, epoch, partition, "offset", event_time, payload',
+    "raw_events": 'topic, epoch, partition, "offset", ordinal, domain_id, event_time, payload',
     "normalized_measurements": 'event_time, series_id, sample_key, value, kafka_time, partition, "offset"',
     "window_aggregates": "window_s, bucket_start, series_id, count_n, avg_val, m2, min_val, max_val, first_val, "
     "first_time, last_val, last_time, p50, p95, p99, base_n, coverage, encode(sketch, 'hex')",
     "anomalies": "bucket_start, window_s, series_id, detector, anomaly_id, severity, value, score, detail::text",
     "kpis": "bucket_start, window_s, domain, tenant_id, factory_id, machine_id, kpi, value, numerator, "
     "denominator, unit, reason",
-    "dead_letters": 'topic, epoch, partition, "offset", ordinal, stage, hour, domain, reason, '
+    "dead_letters": 'topic, epoch, partition, "offset", ordinal, stage, hour, domain_id, reason, '
     "encode(payload, 'hex'), event_time",
 }
 

@@ -79,6 +79,9 @@ class Domain:
         max_failed_ratio: above this share of failed rows, a (domain, hour) is quarantined …
         min_gate_rows: … once it holds this many rows: two bad rows of three say little.
         time_zone: of event times that carry none.
+        split: for payloads that carry samples of many times: the elements of one payload, each with its time and
+            a text that ``envelope``, ``event_time`` and ``payload`` read alone, giving the same time; what the
+            elements share is repeated in each. Every element is a raw event of its own. None: a payload is one.
     """
 
     name: str
@@ -92,3 +95,4 @@ class Domain:
     max_failed_ratio: float = 0.5
     min_gate_rows: int = 100
     time_zone: tzinfo = UTC
+    split: Callable[[bytes], Sequence[tuple[datetime, bytes]]] | None = None
