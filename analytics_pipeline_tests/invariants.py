@@ -77,12 +77,13 @@ def assert_live_equals_rebuild(pipeline: Pipeline) -> None:
 def assert_accounted_for(pipeline: Pipeline, sent: Sequence[Sent]) -> None:
     """Every offset of a log that was read is a raw event, or a dead letter, or in a gap: exactly one of them.
 
-    The control records that end transactions are not in ``offset_gap``: each is one offset alone, and the ranges of
-    the batches must count exactly as many of them as there are.
+    The control records that end transactions are not in ``offset_gap``: each is one offset alone, and the ranges
+    of the batches must count exactly as many of them as there are.
     """
     raw = _offsets(pipeline, 'SELECT DISTINCT topic, epoch, partition, "offset" FROM raw_events')
     dead = _offsets(
-        pipeline, "SELECT DISTINCT topic, epoch, partition, \"offset\" FROM dead_letters WHERE stage = 'raw_events'"
+        pipeline,
+        "SELECT DISTINCT topic, epoch, partition, \"offset\" FROM dead_letters WHERE stage = 'raw_events'",
     )
     gaps = _gaps(pipeline)
     ranges = _ranges_by_log(pipeline)

@@ -158,7 +158,7 @@ _MOVE = (
     "leader_epoch = coalesce(s.leader_epoch, o.leader_epoch) "
     "FROM unnest(%s::int[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::int[]) "
     "s (log_id, from_offset, to_offset, watermark_us, last_kafka_us, leader_epoch) "
-    "WHERE o.log_id = s.log_id AND o.next_offset = s.from_offset"
+    "WHERE o.log_id = s.log_id AND o.next_offset = s.from_offset RETURNING o.log_id"
 ).format(
     **{
         name: f"'2000-01-01Z'::timestamptz + s.{name}_us * interval '1 microsecond'"
@@ -189,7 +189,8 @@ def move(connection: Connection, moves: Iterable[OffsetMove]) -> None:
             ),
         )
         if cursor.rowcount != len(steps):
-            raise _conflict(connection, steps, cursor.rowcount)
+            moved = {row[0] for row in cursor.fetchall()}
+            raise _conflict(connection, [step for step in steps if step.log_id not in moved], len(steps))
 
 
 def _array(values: Iterable[int | None]) -> str:
@@ -200,19 +201,15 @@ def _postgres_us(time_us: int | None) -> int | None:
     return None if time_us is None else time_us - POSTGRES_EPOCH_US
 
 
-def _conflict(connection: Connection, steps: Sequence[OffsetMove], moved: int) -> OffsetConflictError:
-    """Names the first step that did not find its offset; those that did stand at their end by now."""
-    stored = read_offsets(connection, sorted({step.range.log.topic for step in steps}))
-    for step in steps:
-        log, row = step.range.log, stored.get((step.range.log.topic, step.range.log.partition))
-        if row is None or row.log_id != step.log_id or row.next_offset != step.range.to_offset:
-            where = "it is not there" if row is None else f"epoch {row.log.epoch}, offset {row.next_offset}"
-            return OffsetConflictError(
-                f"{log}: offset {step.range.from_offset} is no longer the next one ({where}), another drain was "
-                f"first, in {len(steps) - moved} of {len(steps)} partitions; this batch is rolled back and read "
-                "again"
-            )
-    return OffsetConflictError(f"{moved} of {len(steps)} partitions moved; this batch is rolled back")
+def _conflict(connection: Connection, stuck: Sequence[OffsetMove], steps: int) -> OffsetConflictError:
+    """Names the first step that did not find its offset, and where its partition stands instead."""
+    log, from_offset = stuck[0].range.log, stuck[0].range.from_offset
+    row = read_offsets(connection, [log.topic]).get((log.topic, log.partition))
+    where = "it is not there" if row is None else f"epoch {row.log.epoch}, offset {row.next_offset}"
+    return OffsetConflictError(
+        f"{log}: offset {from_offset} is no longer the next one ({where}), another drain was first, in "
+        f"{len(stuck)} of {steps} partitions; this batch is rolled back and read again"
+    )
 
 
 def holds(connection: Connection, message: MessageSlice) -> bool:
@@ -229,10 +226,11 @@ def holds(connection: Connection, message: MessageSlice) -> bool:
     values = (log.topic, log.epoch, log.partition, message.from_offset, kafka_time, key and Binary(key))
     with connection.cursor() as cursor:
         cursor.execute(
-            f"SELECT EXISTS (SELECT FROM raw_events WHERE {at} AND (ordinal > 0 OR convert_to(payload, 'UTF8') = %s)) "
+            f"SELECT EXISTS (SELECT FROM raw_events WHERE {at} "
+            "AND (ordinal > 0 OR convert_to(payload, 'UTF8') = %s)) "
             f"OR EXISTS (SELECT FROM dead_letters WHERE {at} AND stage = 'raw_events' "
             "AND (is_element OR payload IS NOT DISTINCT FROM %s))",
-            (*values, *([payload and Binary(payload), *values, payload and Binary(payload)])),
+            (*values, payload and Binary(payload), *values, payload and Binary(payload)),
         )
         return bool(cursor.fetchone()[0])
 

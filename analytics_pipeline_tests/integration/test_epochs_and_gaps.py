@@ -222,7 +222,8 @@ def test_a_log_that_was_cut_short_begins_an_epoch_where_it_diverges(world: World
     for _ in range(3):
         world.pipeline.tick()
     world.pipeline.settle()
-    logs = world.pipeline.query("SELECT partition, epoch, begin_offset, end_offset FROM kafka_log ORDER BY 1, 2")
+    columns = "partition, epoch, begin_offset, end_offset"
+    logs = world.pipeline.query(f"SELECT {columns} FROM kafka_log ORDER BY 1, 2")
     assert logs == [(0, 1, 0, 37), (0, 2, 30, None), (1, 1, 0, None)], "only the partition that was cut short"
     assert gaps(world)[0][:4] == (1, 0, 37, None)
     assert world.pipeline.count("raw_events") == 60, "what both epochs share is not read a second time"
