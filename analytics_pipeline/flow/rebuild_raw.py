@@ -159,8 +159,8 @@ def _read_stretch(
         parts = reader.read(settings.drain_batch_messages, settings.drain_batch_bytes, deadline)
         for part in parts:
             reached = part.next_offset
-            present = replay.positions(conn, part)
-            stored = set() if split else {offset for offset, _ in present}
+            present, whole = replay.positions(conn, part)
+            stored = whole if split else {offset for offset, _ in present}
             rows = [row for row, offset in enumerate(part.offsets) if offset < end and offset not in stored]
             if rows:
                 found.append(replace(_arrived(_pick(part, rows), stretch), present=present))

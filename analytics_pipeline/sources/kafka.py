@@ -188,7 +188,7 @@ class LogReader:
             raise self._unreachable(f"{log}: nothing arrived for {METADATA_TIMEOUT_S:.0f} s")
         if found[0].error() is not None:
             return None
-        at = found[0].offset()
+        at = int(found[0].offset() or 0)
         part = MessageSlice(log, at, at + 1)
         self._append(part, found, [found[0].value()])
         part.kafka_times_ms = _representable(part.kafka_times_ms)

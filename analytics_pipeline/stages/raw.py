@@ -161,20 +161,22 @@ def _why(value: bytes, error: Exception, domain: Domain) -> Refusal:
 # ---------------------------------------------------------------------- messages that are split
 
 
-def _split_slice(messages: MessageSlice, domain: Domain, max_message_bytes: int) -> DecodedSlice:
+def _split_slice(
+    messages: MessageSlice, domain: Domain, max_message_bytes: int, refused: Mapping[int, Refusal] | None = None
+) -> DecodedSlice:
     """The elements of a slice's messages as rows; a message that cannot be split is one row, refused.
 
-    Each element is also decoded alone, as it is when its hour is rebuilt: what reads differently then is refused
-    now.
+    Each element is also decoded alone, as it is when its hour is rebuilt: a message of which an element reads
+    another time then is refused now.
     """
     origin: list[int] = []
     values: list[bytes | None] = []
     ordinals: list[int] = []
     moments: list[Any] = []
     refusals: dict[int, Refusal] = {}
-    unreadable = _unreadable(messages)
+    known = {**_unreadable(messages), **(refused or {})}
     for row in range(len(messages)):
-        split = unreadable.get(row) or _elements(messages.values[row], domain, max_message_bytes)
+        split = known.get(row) or _elements(messages.values[row], domain, max_message_bytes)
         elements: list[tuple[Any, bytes | None]]
         if isinstance(split, Refusal):
             refusals[len(origin)] = split
@@ -188,7 +190,9 @@ def _split_slice(messages: MessageSlice, domain: Domain, max_message_bytes: int)
     rows = _rows_of(messages, origin, values, ordinals)
     whole = frozenset(refusals)
     decoded = decode_slice(rows, replace(domain, split=None), max_message_bytes, refused=refusals)
-    _refuse_other_times(decoded, moments, domain)
+    if others := _other_times(decoded, moments, domain):
+        wrong = {origin[row]: refusal for row, refusal in others.items()}
+        return _split_slice(messages, domain, max_message_bytes, {**(refused or {}), **wrong})
     return replace(decoded, origin=np.array(origin, np.int64), whole=whole)
 
 
@@ -203,26 +207,36 @@ def _elements(
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001  # whatever a domain raises is about this message alone
-        return _why(value, error, domain)
+        return _not_read(value) or _why(value, error, domain)
     return elements or Refusal("no_elements", "message splits into nothing")
 
 
-def _refuse_other_times(decoded: DecodedSlice, moments: Sequence[Any], domain: Domain) -> None:
-    """Adds elements whose text gives another time than the split did."""
+def _not_read(value: bytes) -> Refusal | None:
+    """Why a payload is no JSON, whatever the domain made of that; None where it is."""
+    try:
+        msgspec.json.decode(value)
+    except PAYLOAD_ERRORS as error:
+        return explain(value, error)
+    return None
+
+
+def _other_times(decoded: DecodedSlice, moments: Sequence[Any], domain: Domain) -> dict[int, Refusal]:
+    """Elements whose text gives another time than the split did: a fault of the domain."""
     times = decoded.event_time_us.tolist()
+    found: dict[int, Refusal] = {}
     for row, moment in enumerate(moments):
         if row in decoded.refusals:
             continue
         try:
-            split_us = round(_timestamp(moment, domain.time_zone, decoded.rows.kafka_times_ms[row]) * 1e6)
-            if split_us == times[row]:
-                continue
-            said = f"domain {domain.name}: split gives {moment}, the element reads {from_us(times[row])}"
-            decoded.refusals[row] = Refusal("domain_error", said)
+            split_s = _timestamp(moment, domain.time_zone, decoded.rows.kafka_times_ms[row])
+            if round(split_s * 1e6) != times[row]:
+                said = f"domain {domain.name}: split gives {moment}, the element reads {from_us(times[row])}"
+                found[row] = Refusal("domain_error", said)
         except MemoryError:
             raise
         except Exception as error:  # noqa: BLE001  # as above
-            decoded.refusals[row] = _why(b"", error, domain)
+            found[row] = _why(b"", error, domain)
+    return found
 
 
 def _rows_of(

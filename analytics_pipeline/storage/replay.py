@@ -160,16 +160,18 @@ def _bytes(value: object) -> bytes | None:
     return None if value is None else bytes(value)  # type: ignore[call-overload]
 
 
-def positions(connection: Connection, part: MessageSlice) -> frozenset[tuple[int, int]]:
-    """(offset, ordinal) of a slice's span that are kept in raw events or in the drain's dead letters."""
+def positions(connection: Connection, part: MessageSlice) -> tuple[frozenset[tuple[int, int]], set[int]]:
+    """What of a slice's span is kept in raw events or in the drain's dead letters: (offset, ordinal), and the
+    offsets of whole messages among the dead letters."""
     span = (*_log(part.log), part.from_offset, part.next_offset - 1)
     with connection.cursor() as cursor:
         cursor.execute(
-            f'SELECT "offset", ordinal FROM raw_events WHERE {IN_LOG} UNION ALL '
-            f'SELECT "offset", ordinal FROM dead_letters WHERE {IN_LOG} AND stage = %s',
+            f'SELECT "offset", ordinal, false FROM raw_events WHERE {IN_LOG} UNION ALL '
+            f'SELECT "offset", ordinal, NOT is_element FROM dead_letters WHERE {IN_LOG} AND stage = %s',
             (*span, *span, RAW_EVENTS),
         )
-        return frozenset(cursor.fetchall())
+        rows = cursor.fetchall()
+    return frozenset(row[:2] for row in rows), {offset for offset, _, whole in rows if whole}
 
 
 def _log(log: LogPartition) -> tuple[str, int, int]:
