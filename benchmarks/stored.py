@@ -42,8 +42,8 @@ _NUMBERS = f"""
 """
 _RAW = f"""
     INSERT INTO raw_events
-    SELECT '{TOPIC}', {EPOCH}, i %% {PARTITIONS}, i / {PARTITIONS}, 0, %(domain_id)s, convert_to(sensor_id, 'UTF8'),
-           NULL, t, t, t, {{batch}}, {{payload}}
+    SELECT '{TOPIC}', {EPOCH}, i %% {PARTITIONS}, i / {PARTITIONS}, 0, %(domain_id)s,
+           convert_to(sensor_id, 'UTF8'), NULL, t, t, t, {{batch}}, {{payload}}
     FROM ({_NUMBERS}) numbers
 """
 _NORMALIZED = f"""

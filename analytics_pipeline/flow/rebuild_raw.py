@@ -21,6 +21,7 @@ from sqlalchemy import Engine
 
 from analytics_pipeline.domains import Registry
 from analytics_pipeline.domains.base import Domain
+from analytics_pipeline.flow.garbage import cycle_collection_paused
 from analytics_pipeline.flow.judge import Arrival, Judge, JudgedSlice
 from analytics_pipeline.messages import MessageSlice
 from analytics_pipeline.records import (
@@ -74,7 +75,11 @@ def rebuild_raw(settings: Settings, engine: Engine, domains: Registry, hour: dat
     """
     started = time.monotonic()
     numbers = DomainNumbers(engine).numbers(domains.by_name)
-    with connection(engine) as conn, hour_lock(conn, RAW_EVENTS, hour, snapshot=False):
+    with (
+        cycle_collection_paused(),
+        connection(engine) as conn,
+        hour_lock(conn, RAW_EVENTS, hour, snapshot=False),
+    ):
         kept = retention.kept_domains(conn, RAW_EVENTS, hour, list(domains.by_name))
         floors = replay.floors(conn)
         touched, failed = {hour}, set[str]()

@@ -1,4 +1,4 @@
-"""When a message arrives, where a topic begins, how far it is: what the drain makes of clocks, its own and others'."""
+"""When a message arrives, where a topic begins, how far it is: what the drain makes of everybody's clocks."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def ms(moment: datetime) -> int:
 def test_each_batch_of_a_tick_has_its_own_arrival(world: World) -> None:
     """Fifteen seconds into a tick, a message of that moment is not ahead of its arrival."""
     passed = iter(range(0, 10_000, 10))
-    drain = Drain(world.settings, world.pipeline.engine, world.pipeline.registry, clock=lambda: float(next(passed)))
+    known = world.pipeline
+    drain = Drain(world.settings, known.engine, known.registry, clock=lambda: float(next(passed)))
     for batch in range(3):
         world.send([reading(NOW + timedelta(seconds=10 * batch + n / 100), float(n)) for n in range(10)])
     while world.waiting():
@@ -65,8 +66,8 @@ def test_a_clock_that_is_ahead_neither_moves_the_watermark_nor_makes_others_late
 
 
 def test_a_batch_is_late_by_what_the_batches_before_it_in_the_same_tick_brought(world: World) -> None:
-    minutes = [10] * 10 + [5] * 10
-    world.send([reading(NOW + timedelta(minutes=m), 1.0) for m in minutes], timestamp=ms(NOW + timedelta(minutes=10)))
+    values = [reading(NOW + timedelta(minutes=minute), 1.0) for minute in [10] * 10 + [5] * 10]
+    world.send(values, timestamp=ms(NOW + timedelta(minutes=10)))
     world.drain(NOW + HOUR)
     assert world.pipeline.query("SELECT sum(late_rows)::int FROM ingest_batch_hour") == [(10,)]
 
@@ -156,8 +157,8 @@ def test_a_partition_that_cannot_be_asked_is_left_out_of_the_lag(world: World) -
 def test_what_an_open_transaction_holds_back_is_lag(world: World, kafka_broker: KafkaServer) -> None:
     if kafka_broker.embedded is not None:
         pytest.skip("the embedded broker shows messages before their transaction is committed")
-    options = {"bootstrap.servers": kafka_broker.bootstrap_servers, "transactional.id": world.topic, "log_level": 2}
-    transactional = Producer(options)
+    brokers = kafka_broker.bootstrap_servers
+    transactional = Producer({"bootstrap.servers": brokers, "transactional.id": world.topic, "log_level": 2})
     transactional.init_transactions(20)
     world.send([reading(NOW, 1.0)])
     world.drain()

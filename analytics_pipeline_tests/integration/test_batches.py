@@ -158,7 +158,8 @@ def test_a_conflict_names_the_first_partition_and_says_how_many_there_are(conn: 
     moves = [OffsetMove(OffsetRange(log, 1000, 1007), ids[log]) for log in logs]
     offsets.move(conn, moves[3:5])
     conn.commit()
-    with pytest.raises(OffsetConflictError, match=r"plant-01\.line\.readings\[0\] epoch 1: .* in 2 of 6 partitions"):
+    first = r"plant-01\.line\.readings\[0\] epoch 1: .* in 2 of 6 partitions"
+    with pytest.raises(OffsetConflictError, match=first):
         offsets.move(conn, moves)
 
 

@@ -207,7 +207,9 @@ def test_a_log_that_ends_before_the_next_offset_begins_an_epoch_also_without_top
     assert gaps(world)[0][:4] == (1, 0, 30, None)
 
 
-def test_a_log_that_was_cut_short_begins_an_epoch_where_it_diverges(world: World, kafka_broker: KafkaServer) -> None:
+def test_a_log_that_was_cut_short_begins_an_epoch_where_it_diverges(
+    world: World, kafka_broker: KafkaServer
+) -> None:
     """An unclean election: the same partition ends before what was read. The other partitions go on."""
     if kafka_broker.embedded is not None:
         pytest.skip(BEYOND_ITS_END)

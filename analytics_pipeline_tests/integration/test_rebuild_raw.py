@@ -141,7 +141,7 @@ def test_what_retention_took_does_not_come_back_with_a_neighbouring_hour(
     make_pipeline: Callable[[Registry], Pipeline], registry: Registry, producer: Producer, topic: str
 ) -> None:
     pipeline = make_pipeline(registry)
-    send(producer, topic, [reading(NOW - timedelta(minutes=n)) for n in range(10)])
+    send(producer, topic, [reading(NOW - timedelta(minutes=n)) for n in range(1, 11)])
     send(producer, topic, [reading(NOW + timedelta(minutes=n)) for n in range(10)])
     pipeline.tick(NOW + HOUR)
     pipeline.settle()

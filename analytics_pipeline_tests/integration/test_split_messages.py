@@ -32,10 +32,12 @@ def split_trace(payload: bytes) -> list[tuple[datetime, bytes]]:
     """A trace: what its samples share, and a list of [time, value]. Each sample becomes a plain reading."""
     trace = json.loads(payload)
     shared = trace["shared"]
-    return [
-        (datetime.fromisoformat(time), value.encode() if isinstance(value, str) else reading(time, value, **shared))
+    texts = [
+        value.encode() if isinstance(value, str) else reading(time, value, **shared)
         for time, value in trace["samples"]
     ]
+    times = [datetime.fromisoformat(time) for time, _ in trace["samples"]]
+    return list(zip(times, texts, strict=True))
 
 
 def trace(sensor: str, samples: Sequence[tuple[datetime, Any]]) -> bytes:
