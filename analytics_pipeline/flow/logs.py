@@ -81,7 +81,7 @@ class LogKeeper:
             for (topic, partition), row in stored.items()
             if topic in described and partition in described[topic].partitions and not row.ended
         }
-        self._reader.assign({log: Position(row.next_offset, row.leader_epoch) for log, row in alive.items()})
+        self._reader.assign({log: _position(row) for log, row in alive.items()})
         return alive
 
     def record_ends(self, ends: Mapping[LogPartition, LogEnd]) -> int:
@@ -185,12 +185,18 @@ class LogKeeper:
         may even be another one, of a topic that was recreated, where brokers have no topic ids to tell."""
         where = row.log
         end = min(high, row.next_offset)
-        begin = self._reader.first_that(where, low, end, lambda message: not offsets.holds(conn, message))
+        begin = self._reader.cluster.first_that(where, low, end, lambda message: not offsets.holds(conn, message))
         reason = f"log diverges at {begin} from what was read, before offset {row.next_offset}"
         new = LogPartition(where.topic, where.epoch + 1, where.partition)
         offsets.end_logs(conn, [row], reason)
         offsets.begin_logs(conn, [NewLog(new, begin, row.kafka_topic_id, reason)])
         return f"{reason}; epoch {new.epoch} of this partition begins at {begin}"
+
+
+def _position(row: StoredOffset) -> Position:
+    """Leader epochs begin anew with a recreated topic, which only its id tells from one that was cut short; a
+    broker that has not reached ours yet would not answer at all."""
+    return Position(row.next_offset, row.leader_epoch if row.kafka_topic_id else None)
 
 
 def _recreated(row: StoredOffset, info: TopicInfo) -> bool:

@@ -210,9 +210,7 @@ def _arrived(part: MessageSlice, stretch: Sequence[BatchRange]) -> KnownSlice:
 # ---------------------------------------------------------------------- judging and writing again
 
 
-def _judge(
-    judge: Judge, domain: Domain, domain_id: int, slices: Sequence[KnownSlice]
-) -> list[_Change] | None:
+def _judge(judge: Judge, domain: Domain, domain_id: int, slices: Sequence[KnownSlice]) -> list[_Change] | None:
     """What changes about a domain's slices; None where it cannot be judged."""
     arrivals = [
         Arrival(one.messages, domain, domain_id, one.arrived_at_us, elements=one.elements) for one in slices

@@ -7,18 +7,20 @@ answer that late. The assignment is kept between reads, so that librdkafka fetch
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import methodcaller
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from analytics_pipeline.errors import PipelineError
-from analytics_pipeline.messages import Headers, LogPartition, MessageSlice
+from analytics_pipeline.messages import LogPartition, MessageSlice
 from analytics_pipeline.settings import Settings
+from analytics_pipeline.sources.cluster import METADATA_TIMEOUT_S, BrokerUnreachableError, KafkaCluster, TopicInfo
+from analytics_pipeline.sources.slices import append, close
+
+__all__ = ["BrokerUnreachableError", "LogEnd", "LogReader", "Position", "TopicInfo"]
 
 TopicPartitionKey = tuple[str, int]
 
@@ -27,35 +29,11 @@ CHUNK_MESSAGES = 10_000
 CHUNK_WAIT_S = 0.1
 #: Without a message, an end of log or an error for this long, the broker counts as out of reach.
 SILENCE_S = 3.0
-METADATA_TIMEOUT_S = 5.0
-#: Producers may write any timestamp. No calendar has those beyond, and one of them would stop its partition.
-KAFKA_TIMES_MS = (0, 253_402_214_400_000)  # 1970-01-01 to 9999-12-31
-#: Bounds what librdkafka holds ahead of us.
-QUEUED_KIB = 64 * 1024
-
 # Called in C: every message passes here.
-_TOPIC, _PARTITION, _ERROR, _OFFSET = map(methodcaller, ("topic", "partition", "error", "offset"))
-_VALUE, _KEY, _HEADERS, _TIMESTAMP = map(methodcaller, ("value", "key", "headers", "timestamp"))
+_TOPIC, _PARTITION, _ERROR, _VALUE = map(methodcaller, ("topic", "partition", "error", "value"))
 
 #: The log does not hold the offset that was asked for, or no longer the one that was read before it.
 _MOVED = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._LOG_TRUNCATION)
-
-
-class BrokerUnreachableError(PipelineError):
-    """No broker answers. Nothing is lost: the offsets stay where they are."""
-
-
-@dataclass(frozen=True, slots=True)
-class TopicInfo:
-    """A topic as the broker describes it. ``topic_id`` tells a recreated topic from the one before.
-
-    ``partitions`` are those with a leader; of the others nothing can be read or asked now.
-    """
-
-    topic: str
-    topic_id: str | None
-    partitions: tuple[int, ...]
-    leaderless: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +63,13 @@ class LogReader:
     Attributes:
         moved: logs that do not hold the offset to read next, with what the client said. They are set aside
             until the next ``assign``; the others go on.
-        troubles: what else is wrong with single partitions, since ``assign``.
+        troubles: what else is wrong with single topics or partitions, since ``describe``.
+        cluster: where the logs are.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        self.cluster = KafkaCluster(settings)
         self._consumer: Consumer | None = None
-        self._admin: AdminClient | None = None
         self._positions: dict[TopicPartitionKey, Position] = {}
         self._logs: dict[TopicPartitionKey, LogPartition] = {}
         self._described: dict[str, TopicInfo | None] = {}
@@ -113,25 +91,9 @@ class LogReader:
         Raises:
             BrokerUnreachableError: names the brokers and the remedy.
         """
-        found: dict[str, TopicInfo] = {}
-        self.troubles = {}
-        for topic, future in self._describe(topics).items():
-            try:
-                found[topic] = _topic_info(topic, future.result(timeout=METADATA_TIMEOUT_S))
-            except KafkaException as error:
-                self._not_described(topic, error)
-            except TimeoutError as error:
-                raise self._unreachable("no answer") from error
+        found, self.troubles = self.cluster.describe(topics)
         self._start_afresh_if_changed({topic: found.get(topic) for topic in topics})
         return found
-
-    def _not_described(self, topic: str, error: KafkaException) -> None:
-        code = error.args[0].code()
-        if code == KafkaError.UNKNOWN_TOPIC_OR_PART:
-            return
-        if code not in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.TOPIC_EXCEPTION):
-            raise self._unreachable(str(error)) from error
-        self.troubles[topic] = error.args[0].str()
 
     def _start_afresh_if_changed(self, now: Mapping[str, TopicInfo | None]) -> None:
         """A client of librdkafka knows added partitions minutes later, and of a topic that was made again it goes
@@ -139,11 +101,6 @@ class LogReader:
         if any(_differs(self._described.get(topic, info), info) for topic, info in now.items()):
             self.close()
         self._described |= now
-
-    def _describe(self, topics: Sequence[str]) -> dict[str, Any]:
-        if self._admin is None:
-            self._admin = AdminClient(self._settings.kafka_config() | {"log_level": 0})
-        return self._admin.describe_topics(TopicCollection(list(topics)), request_timeout=METADATA_TIMEOUT_S)
 
     def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         """First offset held and the end, as the broker answers; the end may fall short, the start does not.
@@ -156,43 +113,8 @@ class LogReader:
                 TopicPartition(topic, partition), timeout=METADATA_TIMEOUT_S
             )
         except KafkaException as error:
-            raise self._unreachable(f"{topic}[{partition}]: {error}") from error
+            raise self.cluster.unreachable(f"{topic}[{partition}]: {error}") from error
         return int(low), int(high)
-
-    def first_that(self, log: LogPartition, low: int, high: int, differs: Callable[[MessageSlice], bool]) -> int:
-        """The first offset of ``[low, high)`` whose message differs, where all later ones do too; else ``high``.
-
-        ``differs`` gets slices of one message.
-
-        Raises:
-            BrokerUnreachableError: the partition does not answer.
-        """
-        consumer = Consumer(self._config())
-        try:
-            while low < high:
-                middle = (low + high) // 2
-                found = self._message_at(consumer, log, middle)
-                if found is None or found.from_offset >= high or differs(found):
-                    high = middle
-                else:
-                    low = found.next_offset
-        finally:
-            consumer.close()
-        return high
-
-    def _message_at(self, consumer: Consumer, log: LogPartition, offset: int) -> MessageSlice | None:
-        """The first message from an offset on; None: there is none."""
-        consumer.assign([TopicPartition(log.topic, log.partition, offset)])
-        found = consumer.consume(1, METADATA_TIMEOUT_S)
-        if not found:
-            raise self._unreachable(f"{log}: nothing arrived for {METADATA_TIMEOUT_S:.0f} s")
-        if found[0].error() is not None:
-            return None
-        at = int(found[0].offset() or 0)
-        part = MessageSlice(log, at, at + 1)
-        self._append(part, found, [found[0].value()])
-        part.kafka_times_ms = _representable(part.kafka_times_ms)
-        return part
 
     def ends(self) -> dict[LogPartition, LogEnd]:
         """How far we are in each assigned log, and its end, as the last fetches told. What a transaction that is
@@ -324,7 +246,7 @@ class LogReader:
     def _accept_silence(self, messages: int) -> None:
         """Some partitions answer and others do not: those are not waited for until they do."""
         if not messages and not self._at_end and not self._reached:
-            raise self._unreachable(f"nothing arrived for {SILENCE_S:.0f} s")
+            raise self.cluster.unreachable(f"nothing arrived for {SILENCE_S:.0f} s")
         self._silent = self._positions.keys() - self._at_end - self._reached - self._aside
         if not messages:
             for key in self._silent:
@@ -345,21 +267,12 @@ class LogReader:
             if key in self._aside:
                 continue  # queued before it was set aside
             values = list(map(_VALUE, messages))
-            self._append(self._slice(key, slices), messages, values)
+            append(self._slice(key, slices), messages, values)
             self._at_end.discard(key)
             self._silent.discard(key)
             taken += len(messages)
             size += sum([len(value) for value in values if value is not None])
         return taken, size
-
-    def _append(self, part: MessageSlice, messages: Sequence[Any], values: list[bytes | None]) -> None:
-        first = len(part.offsets)
-        part.offsets.extend(map(_OFFSET, messages))
-        part.kafka_times_ms.extend([kind_and_ms[1] for kind_and_ms in map(_TIMESTAMP, messages)])
-        part.values.extend(values)
-        part.keys.extend(map(_KEY, messages))
-        part.headers.extend(_headers(messages, first, part.unreadable))
-        part.leader_epoch = messages[-1].leader_epoch()
 
     def _slice(self, key: TopicPartitionKey, slices: dict[TopicPartitionKey, MessageSlice]) -> MessageSlice:
         known = slices.get(key)
@@ -377,7 +290,7 @@ class LogReader:
             return
         if key not in self._positions:
             if error.fatal():
-                raise self._unreachable(str(error))
+                raise self.cluster.unreachable(str(error))
             return  # of the client as a whole: it tries again by itself, and silence says when that is in vain
         self._silent.discard(key)
         self._reached.add(key)
@@ -397,13 +310,10 @@ class LogReader:
     def _advance(self, slices: dict[TopicPartitionKey, MessageSlice]) -> None:
         """Close the slices: their ends, the holes inside them, and our own positions."""
         for key, part in list(slices.items()):
-            if part.offsets:
-                part.next_offset = max(part.next_offset, part.offsets[-1] + 1)
-            part.gaps = _gaps(part)
+            close(part)
             if key in self._doubted and self._reads_again(key, part):
                 del slices[key]
                 continue
-            part.kafka_times_ms = _representable(part.kafka_times_ms)
             self._positions[key] = Position(part.next_offset, part.leader_epoch)
 
     def _reads_again(self, key: TopicPartitionKey, part: MessageSlice) -> bool:
@@ -435,44 +345,8 @@ class LogReader:
 
     def _client(self) -> Consumer:
         if self._consumer is None:
-            self._consumer = Consumer(self._config())
+            self._consumer = Consumer(self.cluster.consumer_config())
         return self._consumer
-
-    def _config(self) -> dict[str, Any]:
-        return self._settings.kafka_config() | {
-            "group.id": self._settings.consumer_group,
-            "enable.auto.commit": False,
-            "enable.auto.offset.store": False,
-            "auto.offset.reset": "error",
-            "enable.partition.eof": True,
-            "isolation.level": "read_committed",
-            "fetch.wait.max.ms": 100,
-            "fetch.error.backoff.ms": 100,
-            "queued.max.messages.kbytes": QUEUED_KIB,
-            "queued.min.messages": 200_000,
-            # Checked by length when it arrives, so that one large message cannot stop its partition.
-            "fetch.message.max.bytes": 32 * 1024 * 1024,
-            "fetch.max.bytes": 64 * 1024 * 1024,
-            "receive.message.max.bytes": 128 * 1024 * 1024,
-            "log_level": 0,  # errors come back from calls, with a remedy
-            "reconnect.backoff.ms": 200,
-        }
-
-    def _unreachable(self, detail: str) -> BrokerUnreachableError:
-        return BrokerUnreachableError(
-            f"Kafka at {self._settings.kafka_brokers} does not answer ({detail}); "
-            "check KAFKA_BROKERS and that the broker runs; reading goes on where it stopped"
-        )
-
-
-def _topic_info(topic: str, described: Any) -> TopicInfo:
-    led = {one.id: one.leader is not None and one.leader.id >= 0 for one in described.partitions}
-    return TopicInfo(
-        topic,
-        str(described.topic_id or "") or None,
-        tuple(sorted(number for number, has_leader in led.items() if has_leader)),
-        tuple(sorted(number for number, has_leader in led.items() if not has_leader)),
-    )
 
 
 def _differs(before: TopicInfo | None, now: TopicInfo | None) -> bool:
@@ -487,45 +361,3 @@ def _place(key: TopicPartitionKey, at: Position) -> TopicPartition:
     if at.leader_epoch is None or at.leader_epoch < 0:
         return TopicPartition(*key, at.next_offset)
     return TopicPartition(*key, at.next_offset, leader_epoch=at.leader_epoch)
-
-
-def _headers(messages: Sequence[Any], first: int, unreadable: dict[int, str]) -> list[Headers]:
-    """The headers of some messages; adds to ``unreadable`` where a name is no text, counted from ``first``.
-
-    A message that raised is never asked again: the client library (2.16) then hands out half a list, and the
-    process crashes when it is looked at.
-    """
-    found: list[Headers] = []
-    rest = iter(messages)
-    while len(found) < len(messages):
-        try:
-            found.extend(map(_HEADERS, rest))
-        except (SystemError, ValueError) as error:
-            unreadable[first + len(found)] = f"the name of a header is not UTF-8: {error.__cause__ or error}"
-            found.append(None)
-    return found
-
-
-def _representable(times_ms: list[int]) -> list[int]:
-    """The times, or where one is outside of `KAFKA_TIMES_MS` (it was unknown, or nonsense), the nearest."""
-    first, last = KAFKA_TIMES_MS
-    if not times_ms or (min(times_ms) >= first and max(times_ms) <= last):
-        return times_ms
-    return [min(max(time_ms, first), last) for time_ms in times_ms]
-
-
-def _gaps(part: MessageSlice) -> list[tuple[int, int]]:
-    """Half-open ranges of offsets between ``from_offset`` and ``next_offset`` without a message."""
-    gaps: list[tuple[int, int]] = []
-    expected = part.from_offset
-    offsets = part.offsets
-    if offsets and offsets[0] == expected and offsets[-1] - expected + 1 == len(offsets):
-        expected = offsets[-1] + 1  # contiguous, as nearly always
-    else:
-        for offset in offsets:
-            if offset > expected:
-                gaps.append((expected, offset))
-            expected = offset + 1
-    if part.next_offset > expected:
-        gaps.append((expected, part.next_offset))
-    return gaps

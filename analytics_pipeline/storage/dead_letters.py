@@ -122,9 +122,7 @@ def _time(time_us: int | None) -> bytes:
     return _NULL if time_us is None else _INT8.pack(8, time_us - POSTGRES_EPOCH_US)
 
 
-_OF_HOUR = (
-    "hour = %s AND stage = %s AND domain_id = (SELECT domain_id FROM domain_number WHERE domain = %s)"
-)
+_OF_HOUR = "hour = %s AND stage = %s AND domain_id = (SELECT domain_id FROM domain_number WHERE domain = %s)"
 
 
 def forget(connection: Connection, stage: str, hour: datetime, domain: str) -> int:

@@ -110,9 +110,7 @@ def decode(value: bytes | memoryview) -> OffsetRanges:
 
 def join(parts: Sequence[OffsetRanges]) -> OffsetRanges:
     """All ranges of some batches; those that follow each other without a gap between them become one."""
-    together = OffsetRanges(
-        *(np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS)
-    )
+    together = OffsetRanges(*(np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS))
     if not len(together):
         return together
     ordered = together.pick(np.lexsort((together.from_offset, together.log_id)))

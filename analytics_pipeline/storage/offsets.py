@@ -264,8 +264,5 @@ def record_gaps(connection: Connection, gaps: Sequence[Gap]) -> None:
             cursor,
             "INSERT INTO offset_gap (topic, epoch, partition, from_offset, to_offset, reason) VALUES %s "
             "ON CONFLICT DO NOTHING",
-            [
-                (g.log.topic, g.log.epoch, g.log.partition, g.from_offset, g.to_offset, g.reason)
-                for g in gaps
-            ],
+            [(g.log.topic, g.log.epoch, g.log.partition, g.from_offset, g.to_offset, g.reason) for g in gaps],
         )

@@ -130,7 +130,7 @@ def test_a_header_name_that_is_no_text_is_one_dead_letter(world: World) -> None:
     while outcome.messages == 0:
         outcome = world.pipeline.tick()
     world.pipeline.tick()
-    letters = world.pipeline.query('SELECT "offset", reason, convert_from(payload, \'UTF8\') FROM dead_letters')
+    letters = world.pipeline.query("SELECT \"offset\", reason, convert_from(payload, 'UTF8') FROM dead_letters")
     assert letters == [(2, "headers_unreadable", good[2].decode())]
     assert world.pipeline.count("raw_events") == 3
     assert_accounted_for_but_one(world)

@@ -232,6 +232,43 @@ def test_a_log_that_was_cut_short_begins_an_epoch_where_it_diverges(
     assert_equals_reference(world.pipeline, messages_of(world.sent), {})
 
 
+def test_of_a_log_that_was_cut_short_and_grew_again_what_diverges_is_read_again(
+    world: World, kafka_broker: KafkaServer
+) -> None:
+    """Offsets 20 to 29 were read from what was cut away; by now other messages stand there."""
+    if kafka_broker.embedded is not None:
+        pytest.skip(BEYOND_ITS_END)
+    world.send(seconds(range(30)))
+    world.drain()
+    with world.pipeline.engine.begin() as conn:
+        conn.exec_driver_sql("UPDATE raw_events SET payload = payload || ' ' WHERE \"offset\" >= 20")
+        conn.exec_driver_sql("UPDATE kafka_offset SET next_offset = next_offset + 7 WHERE partition = 0")
+    world.send(seconds(range(30, 35)))
+    for _ in range(3):
+        world.pipeline.tick()
+    logs = world.pipeline.query("SELECT epoch, begin_offset FROM kafka_log WHERE partition = 0 ORDER BY 1")
+    assert logs == [(1, 0), (2, 20)]
+    rows = world.pipeline.query("SELECT epoch, min(\"offset\"), count(*) FROM raw_events GROUP BY 1 ORDER BY 1")
+    assert rows == [(1, 0, 30), (2, 20, 15)]
+
+
+def test_a_topic_id_that_the_broker_tells_only_later_is_filled_in(world: World) -> None:
+    reader = world.pipeline.drain._reader
+    describe = reader.describe
+    reader.describe = lambda topics: {  # type: ignore[method-assign]
+        name: replace(info, topic_id=None) for name, info in describe(topics).items()
+    }
+    world.send(seconds(range(3)))
+    world.drain()
+    ids = "SELECT DISTINCT kafka_topic_id IS NULL FROM kafka_log"
+    assert world.pipeline.query(ids) == [(True,)]
+    reader.describe = describe  # type: ignore[method-assign]
+    world.send(seconds(range(3, 6)))
+    finish(world)
+    assert world.pipeline.query(ids) == [(False,)]
+    assert epochs(world) == [(1, "first seen")]
+
+
 # ---------------------------------------------------------------------- holes
 
 
