@@ -137,8 +137,10 @@ class Drain:
 
     def close(self) -> None:
         """Let go of Kafka."""
-        self._writer.shutdown(wait=True)
-        self._reader.close()
+        try:
+            self._writer.shutdown(wait=True)
+        finally:
+            self._reader.close()
 
     def _outcome(self, done: _Tick, resolved: Sequence[str], lag: int, duration_s: float) -> DrainOutcome:
         held = [f"domain {name} is held back: {what}" for name, what in sorted(done.held_back.items())]

@@ -334,14 +334,17 @@ class LogReader:
     def commit(self) -> None:
         """Tell Kafka how far we are, for lag tools only; what counts is in the database."""
         offsets = [TopicPartition(*key, at.next_offset) for key, at in self._positions.items()]
-        if offsets:
-            self._client().commit(offsets=offsets, asynchronous=True)
+        try:
+            if offsets:
+                self._client().commit(offsets=offsets, asynchronous=True)
+        except KafkaException as error:
+            self.troubles["group offsets"] = str(error)
 
     def close(self) -> None:
-        if self._consumer is not None:
-            self._consumer.close()
-            self._consumer = None
+        consumer, self._consumer = self._consumer, None
         self.forget()
+        if consumer is not None:
+            consumer.close()
 
     def _client(self) -> Consumer:
         if self._consumer is None:

@@ -79,6 +79,26 @@ def test_a_client_that_is_ahead_of_the_database_begins_anew(world: World) -> Non
     assert world.pipeline.count("offset_gap") == 0
 
 
+def test_a_gap_right_after_an_error_is_read_again_before_it_is_believed(world: World) -> None:
+    reader = world.pipeline.drain._reader
+    world.send(seconds(range(3)))
+    world.drain()
+    reader.forget()  # as after any error
+    world.send(seconds(range(3, 40)))
+    take = reader._take
+
+    def drop_the_first(chunk: Any, slices: Any) -> Any:
+        messages = [one for one in chunk if one.error() is None]
+        if messages:
+            del reader._take  # only once
+            chunk = [one for one in chunk if one is not messages[0]]
+        return take(chunk, slices)
+
+    reader._take = drop_the_first  # type: ignore[method-assign]
+    finish(world)
+    assert world.pipeline.count("offset_gap") == 0
+
+
 def test_a_partition_that_expired_holds_up_no_other(world: World, kafka_broker: KafkaServer) -> None:
     if kafka_broker.embedded is not None:
         pytest.skip("the embedded broker cannot delete records")

@@ -289,6 +289,9 @@ def test_aborted_messages_are_gaps_and_control_records_are_only_counted(
     transactional.begin_transaction()
     world.send(seconds(range(5, 15)))
     transactional.commit_transaction(20)
+    world.producer = plain
+    world.send(seconds(range(30, 32)))  # between the control records, or they would be one hole
+    world.producer = transactional
     transactional.begin_transaction()
     aborted = world.send(seconds(range(15, 25)))
     transactional.abort_transaction(20)
