@@ -44,17 +44,6 @@ def hour_of(moment: datetime) -> datetime:
     return moment.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
 
 
-@dataclass(frozen=True, slots=True)
-class OffsetRange:
-    """Half-open range ``[from_offset, to_offset)`` of one partition's log within one epoch."""
-
-    topic: str
-    epoch: int
-    partition: int
-    from_offset: int
-    to_offset: int
-
-
 @dataclass(frozen=True, slots=True, order=True)
 class Region:
     """Rows of a table: one domain, a half-open span of time, and, unless None, only these series."""
@@ -85,6 +74,8 @@ class DeadLetter:
     event_time_us: int | None
     arrived_at_us: int
     batch_id: int | None = None
+    #: The payload is an element of a message that was split.
+    is_element: bool = False
 
     @property
     def hour_us(self) -> int:
@@ -279,7 +270,13 @@ class DomainState:
 
 @dataclass(frozen=True, slots=True)
 class DrainOutcome:
-    """What one tick of the drain did, or why it did nothing (``skip_reason``)."""
+    """What one tick of the drain did, or why it did nothing (``skip_reason``).
+
+    Attributes:
+        held_back: domains whose topics were not drained because something is wrong with the domain as such,
+            with what was raised. Their offsets stay; the next tick tries again.
+        troubles: what is wrong with single topics or partitions while others are drained.
+    """
 
     batches: int
     messages: int
@@ -288,6 +285,8 @@ class DrainOutcome:
     lag_messages: int
     skip_reason: str | None
     duration_s: float
+    held_back: dict[str, str] = field(default_factory=dict)
+    troubles: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

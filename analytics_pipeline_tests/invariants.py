@@ -15,6 +15,7 @@ import pytest
 
 from analytics_pipeline.records import to_us
 from analytics_pipeline.storage.engine import connection
+from analytics_pipeline.storage.offset_ranges import decode
 from analytics_pipeline.storage.pending_work import actionable_hours
 from analytics_pipeline_tests import reference
 from analytics_pipeline_tests.pipeline import Pipeline
@@ -75,21 +76,50 @@ def assert_live_equals_rebuild(pipeline: Pipeline) -> None:
 
 
 def assert_accounted_for(pipeline: Pipeline, sent: Sequence[Sent]) -> None:
-    """Every offset below the next one is a raw event, or a dead letter, or in a gap: exactly one of them."""
-    raw = _offsets(pipeline, 'SELECT topic, epoch, partition, "offset" FROM raw_events')
+    """Every offset of a log that was read is a raw event, or a dead letter, or in a gap: exactly one of them.
+
+    The control records that end transactions are not in ``offset_gap``: each is one offset alone, and the ranges
+    of the batches must count exactly as many of them as there are.
+    """
+    raw = _offsets(pipeline, 'SELECT DISTINCT topic, epoch, partition, "offset" FROM raw_events')
     dead = _offsets(
-        pipeline, "SELECT topic, epoch, partition, \"offset\" FROM dead_letters WHERE stage = 'raw_events'"
+        pipeline,
+        "SELECT DISTINCT topic, epoch, partition, \"offset\" FROM dead_letters WHERE stage = 'raw_events'",
     )
     gaps = _gaps(pipeline)
-    for log, (begin, end) in _read_ranges(pipeline).items():
-        found = sorted(raw.pop(log, []) + dead.pop(log, []) + gaps.get(log, []))
-        first = min([begin, *gaps.get(log, [])])  # what retention took before the first batch
-        assert found == list(range(first, end)), f"{log}: {_difference(found, first, end)}"
+    ranges = _ranges_by_log(pipeline)
+    for log_id, log, begin, end in _logs(pipeline):
+        gap = set(gaps.pop(log, []))
+        found = sorted(raw.pop(log, []) + dead.pop(log, []))
+        controls = sorted(set(range(begin, end)) - set(found) - gap)
+        everything = sorted([*found, *gap, *controls])
+        first = min([begin, *gap])  # what was skipped or expired before the first batch
+        assert everything == list(range(first, end)), f"{log}: {_difference(everything, first, end)}"
+        _assert_ranges_say_so(log, ranges.pop(log_id, []), set(found), gap, controls)
     assert not raw, f"raw events of logs that were never read: {list(raw)}"
     assert not dead, f"dead letters of logs that were never read: {list(dead)}"
+    assert not gaps, f"gaps of logs that were never read: {list(gaps)}"
+    assert not ranges, f"ranges of logs that were never read: {list(ranges)}"
     _assert_every_message_is_there(pipeline, sent)
     _assert_dead_letters(pipeline, sent)
     _assert_counts_agree(pipeline)
+
+
+def _assert_ranges_say_so(
+    log: Log, ranges: Sequence[tuple[int, int, int]], found: set[int], gap: set[int], controls: Sequence[int]
+) -> None:
+    """No offset was read twice, each range holds as many messages as it says, and control records stand alone."""
+    for before, after in pairwise(ranges):
+        assert before[1] <= after[0], f"{log}: offsets {after[0]} to {before[1]} were read twice"
+    read = {offset for begin, end, _ in ranges for offset in range(begin, end)}
+    for begin, end, messages in ranges:
+        held = [offset for offset in range(begin, end) if offset in found]
+        assert len(held) == messages, f"{log}: [{begin}, {end}) says {messages} messages, {len(held)} are there"
+    assert found <= read, f"{log}: no batch says that it read {sorted(found - read)[:10]}"
+    lost = [one for one in controls if one not in read]
+    assert not lost, f"{log}: lost {lost[:10]}: neither rows nor gaps, and no batch read them"
+    wide = [one for one, after in pairwise(controls) if after == one + 1]
+    assert not wide, f"{log}: lost {wide[:10]}: several in a row are no control records"
 
 
 def _offsets(pipeline: Pipeline, query: str) -> dict[Log, list[int]]:
@@ -109,25 +139,24 @@ def _gaps(pipeline: Pipeline) -> dict[Log, list[int]]:
     return found
 
 
-def _read_ranges(pipeline: Pipeline) -> dict[Log, tuple[int, int]]:
-    """What batches read of each log, without overlap; holes between batches are for gaps to explain."""
-    ranges: dict[Log, list[tuple[int, int]]] = {}
-    for topic, epoch, partition, begin, end in pipeline.query(
-        "SELECT topic, epoch, partition, from_offset, to_offset FROM ingest_batch_range ORDER BY from_offset"
-    ):
-        ranges.setdefault((topic, epoch, partition), []).append((begin, end))
-    spans = {}
-    for log, steps in ranges.items():
-        for before, after in pairwise(steps):
-            assert before[1] <= after[0], f"{log}: offsets {after[0]} to {before[1]} were read twice"
-        spans[log] = (steps[0][0], steps[-1][1])
-    for topic, partition, epoch, next_offset in pipeline.query(
-        "SELECT topic, partition, epoch, next_offset FROM kafka_offset"
-    ):
-        begin, end = spans.get((topic, epoch, partition), (next_offset, next_offset))
-        spans[topic, epoch, partition] = (begin, max(end, next_offset))
-        assert end <= next_offset
-    return spans
+def _logs(pipeline: Pipeline) -> list[tuple[int, Log, int, int]]:
+    """Every log with the offsets from which and to which it was read."""
+    rows = pipeline.query(
+        "SELECT l.log_id, l.topic, l.epoch, l.partition, l.begin_offset, coalesce(l.end_offset, o.next_offset) "
+        "FROM kafka_log l LEFT JOIN kafka_offset o USING (log_id)"
+    )
+    return [(row[0], (row[1], row[2], row[3]), row[4], row[5]) for row in rows]
+
+
+def _ranges_by_log(pipeline: Pipeline) -> dict[int, list[tuple[int, int, int]]]:
+    """What batches say that they read: (from, to, messages) by log, ascending."""
+    found: dict[int, list[tuple[int, int, int]]] = {}
+    for (value,) in pipeline.query("SELECT ranges FROM ingest_batch"):
+        ranges = decode(value)
+        columns = (ranges.log_id, ranges.from_offset, ranges.to_offset, ranges.messages)
+        for log_id, begin, end, messages in zip(*(column.tolist() for column in columns), strict=True):
+            found.setdefault(log_id, []).append((begin, end, messages))
+    return {log_id: sorted(ranges) for log_id, ranges in found.items()}
 
 
 def _difference(found: Sequence[int], begin: int, end: int) -> str:

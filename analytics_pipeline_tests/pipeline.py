@@ -23,15 +23,16 @@ from analytics_pipeline.storage.pending_work import actionable_hours
 MAX_ROUNDS = 50
 
 DERIVED_TABLES = {
-    "raw_events": 'topic, epoch, partition, "offset", event_time, payload',
-    "normalized_measurements": 'domain_id, event_time, series_id, sample_key, value, kafka_time, partition, "offset"',
+    "raw_events": 'topic, epoch, partition, "offset", ordinal, domain_id, event_time, payload',
+    "normalized_measurements": 'domain_id, event_time, series_id, sample_key, value, kafka_time, log_id, "offset", '
+    "ordinal",
     "window_aggregates": "domain_id, window_s, bucket_start, series_id, count_n, avg_val, m2, min_val, max_val, "
     "first_val, first_time, last_val, last_time, p50, p95, p99, base_n, coverage, tw_integral, "
     "tw_covered_s, encode(sketch, 'hex')",
     "anomalies": "domain_id, bucket_start, window_s, series_id, detector, anomaly_id, severity, value, score, detail",
     "kpis": "domain_id, bucket_start, window_s, tenant_id, factory_id, machine_id, kpi, value, numerator, "
     "denominator, unit, reason",
-    "dead_letters": 'topic, epoch, partition, "offset", ordinal, stage, hour, domain, reason, '
+    "dead_letters": 'topic, epoch, partition, "offset", ordinal, stage, hour, domain_id, reason, '
     "encode(payload, 'hex'), event_time",
 }
 

@@ -13,8 +13,10 @@ from datetime import datetime
 from typing import Any
 
 import psycopg2
+from psycopg2 import Binary
 
 from analytics_pipeline.records import HOUR, HOUR_S
+from analytics_pipeline.storage.offset_ranges import encode, of_rows
 from benchmarks.kafka import PARTITIONS
 from benchmarks.payloads import FACTORY, METRIC, SENSORS, TENANT, TOPIC, UNIT, machine_id, sensor_id
 from benchmarks.pipeline import DOMAIN
@@ -40,35 +42,30 @@ _NUMBERS = f"""
 """
 _RAW = f"""
     INSERT INTO raw_events
-    SELECT '{TOPIC}', {EPOCH}, i %% {PARTITIONS}, i / {PARTITIONS}, convert_to(sensor_id, 'UTF8'), NULL, t, t, t,
-           {{batch}}, {{payload}}
+    SELECT '{TOPIC}', {EPOCH}, i %% {PARTITIONS}, i / {PARTITIONS}, 0, %(domain_id)s,
+           convert_to(sensor_id, 'UTF8'), NULL, t, t, t, {{batch}}, {{payload}}
     FROM ({_NUMBERS}) numbers
 """
 _NORMALIZED = f"""
     INSERT INTO normalized_measurements (event_time, series_id, value, kafka_time, log_id, partition, "offset")
-    SELECT t, series_id, {_VALUE}, t, %(log)s, i %% {PARTITIONS}, i / {PARTITIONS}
+    SELECT t, series_id, {_VALUE}, t, %(log)s + i %% {PARTITIONS}, i %% {PARTITIONS}, i / {PARTITIONS}
     FROM ({_NUMBERS}) numbers
 """
 _BATCHES = f"""
     WITH batch AS (
-        INSERT INTO ingest_batch (arrived_at, messages, raw_rows, dead_letters, duration_s)
+        INSERT INTO ingest_batch (arrived_at, messages, raw_rows, dead_letters, duration_s, ranges)
         SELECT %(begins)s, least({BATCH_MESSAGES}, %(first)s + %(rows)s - b), least({BATCH_MESSAGES},
-               %(first)s + %(rows)s - b), 0, 0.1
+               %(first)s + %(rows)s - b), 0, 0.1, ''
         FROM generate_series(%(first)s::bigint, %(first)s::bigint + %(rows)s - 1, {BATCH_MESSAGES}) b
         RETURNING batch_id, messages
     ), numbered AS (
         SELECT batch_id, messages, %(first)s::bigint + (row_number() OVER (ORDER BY batch_id) - 1)
                * {BATCH_MESSAGES} AS b FROM batch
-    ), ranges AS (
-        INSERT INTO ingest_batch_range
-        SELECT batch_id, '{TOPIC}', {EPOCH}, p, (b + {PARTITIONS} - 1 - p) / {PARTITIONS},
-               (b + messages + {PARTITIONS} - 1 - p) / {PARTITIONS}, messages / {PARTITIONS}
-        FROM numbered CROSS JOIN generate_series(0, {PARTITIONS} - 1) p
     ), hours AS (
         INSERT INTO ingest_batch_hour
         SELECT batch_id, %(hour)s, '{DOMAIN}', messages, 0, 0 FROM numbered
     )
-    SELECT min(batch_id) FROM numbered
+    SELECT batch_id, b, messages FROM numbered ORDER BY batch_id
 """
 _STATE = """
     INSERT INTO partition_state (asset, hour, domain, rows, rows_seen, rows_failed, status)
@@ -108,10 +105,18 @@ class Filler:
         self._database = database
         with self.session() as cursor:
             cursor.execute(
-                "INSERT INTO kafka_log (topic, epoch, reason) VALUES (%s, %s, 'stored before') RETURNING log_id",
-                (TOPIC, EPOCH),
+                "INSERT INTO kafka_log (topic, partition, epoch, begin_offset, reason) "
+                "SELECT %s, p, %s, 0, 'stored before' FROM generate_series(0, %s) p RETURNING log_id",
+                (TOPIC, EPOCH, PARTITIONS - 1),
             )
-            self._log_id = int(cursor.fetchone()[0])
+            self._log_id = min(int(row[0]) for row in cursor.fetchall())
+            cursor.execute(
+                "INSERT INTO domain_number (domain_id, domain) SELECT coalesce(max(domain_id), 0) + 1, %s "
+                "FROM domain_number ON CONFLICT (domain) DO NOTHING",
+                (DOMAIN,),
+            )
+            cursor.execute("SELECT domain_id FROM domain_number WHERE domain = %s", (DOMAIN,))
+            self._domain_id = int(cursor.fetchone()[0])
             cursor.execute(
                 "INSERT INTO measurement_series "
                 "(domain, tenant_id, factory_id, machine_id, sensor_id, metric, unit) "
@@ -141,7 +146,10 @@ class Filler:
         """Raw events with their batches; marks nothing."""
         with self.session() as cursor:
             cursor.execute(_BATCHES, self._parameters(fill))
-            batch = f"{int(cursor.fetchone()[0])} + n / {BATCH_MESSAGES}"
+            numbered = cursor.fetchall()
+            batch = f"{numbered[0][0]} + n / {BATCH_MESSAGES}"
+            ranges = [(Binary(self._ranges(first, count)), batch_id) for batch_id, first, count in numbered]
+            cursor.executemany("UPDATE ingest_batch SET ranges = %s WHERE batch_id = %s", ranges)
             payload = _SHORT_PAYLOAD if fill.short else _PAYLOAD
             cursor.execute(_RAW.format(batch=batch, payload=payload), self._parameters(fill))
             cursor.execute(_STATE, ("raw_events", fill.hour, DOMAIN, fill.rows, fill.rows))
@@ -165,6 +173,14 @@ class Filler:
         with self.session() as cursor:
             cursor.execute("DELETE FROM pending_mark")
 
+    def _ranges(self, first: int, count: int) -> bytes:
+        """Of the messages from one number on, which take turns over the partitions."""
+        rows = []
+        for partition in range(PARTITIONS):
+            begin, end = ((at + PARTITIONS - 1 - partition) // PARTITIONS for at in (first, first + count))
+            rows.append((self._log_id + partition, begin, end, end - begin, 0))
+        return encode(of_rows(rows))
+
     def _parameters(self, fill: Fill) -> dict[str, Any]:
         return {
             "begins": fill.hour,
@@ -174,6 +190,7 @@ class Filler:
             "step_us": fill.span_s * 1_000_000 // fill.rows,
             "series": self._first_series,
             "log": self._log_id,
+            "domain_id": self._domain_id,
         }
 
 

@@ -115,7 +115,6 @@ CREATE TABLE IF NOT EXISTS normalized_measurements (
     value      double precision NOT NULL,
     kafka_time timestamptz NOT NULL,
     log_id     integer NOT NULL,
-    partition  integer NOT NULL,
     "offset"   bigint NOT NULL,
     ordinal    integer NOT NULL,
     PRIMARY KEY (domain_id, event_time, series_id, sample_key)

@@ -19,7 +19,7 @@ CREATE TABLE IF NOT EXISTS domain_topic (
     PRIMARY KEY (domain, topic)
 );
 
--- The least over a topic's active partitions of the highest min(event time, Kafka time). A partition whose
+-- The least over a topic's active partitions of the highest min(event time, Kafka time, arrival). A partition whose
 -- newest message is older than the topic's newest by more than idle_partition_s does not hold it back.
 CREATE OR REPLACE VIEW topic_watermark AS
 WITH newest AS (
@@ -126,10 +126,10 @@ FROM kafka_offset o JOIN pipeline_setting s ON s.name = 'consumer_group';
 
 -- Dead letters by what went wrong. Their payloads are not public.
 CREATE OR REPLACE VIEW pipeline_dead_letters AS
-SELECT hour, domain, stage, topic, reason, count(*) AS letters,
-       min(arrived_at) AS first_arrived_at, max(arrived_at) AS last_arrived_at
-FROM dead_letters
-GROUP BY hour, domain, stage, topic, reason;
+SELECT x.hour, d.domain, x.stage, x.topic, x.reason, count(*) AS letters,
+       min(x.arrived_at) AS first_arrived_at, max(x.arrived_at) AS last_arrived_at
+FROM dead_letters x JOIN domain_number d USING (domain_id)
+GROUP BY x.hour, d.domain, x.stage, x.topic, x.reason;
 
 -- What each domain partition holds, and what is still to be done to it. quarantined: its content was refused and
 -- waits for better input or for 'analytics-pipeline gates release'.

@@ -94,7 +94,7 @@ BEGIN
     END IF;
     FOR target IN
         SELECT * FROM (VALUES
-            ('raw_events', 'topic, epoch, partition', '"offset", event_time'),
+            ('raw_events', 'topic, epoch, partition', '"offset", ordinal, event_time'),
             ('normalized_measurements', 'domain_id, series_id', 'event_time, sample_key')
         ) AS t (table_name, segment_by, order_by)
     LOOP

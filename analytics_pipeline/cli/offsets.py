@@ -116,12 +116,13 @@ def _answered_bounds(settings: Settings, topic: str, partition: int) -> tuple[in
 
 def _read_to_end(settings: Settings, topic: str, partition: int, known: int) -> int:
     """The end of the log by reading to it: a broker may answer one that falls short of the last batch."""
+    from analytics_pipeline.messages import LogPartition
     from analytics_pipeline.sources.kafka import LogReader, Position
 
     reader = LogReader(settings)
     deadline = time.monotonic() + KAFKA_TIMEOUT_S
     try:
-        reader.assign({(topic, partition): Position(0, known)})
+        reader.assign({LogPartition(topic, 0, partition): Position(known)})
         while not reader.at_end and time.monotonic() < deadline:
             for part in reader.read(READ_MESSAGES, READ_BYTES, deadline):
                 known = max(known, part.next_offset)

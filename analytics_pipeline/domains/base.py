@@ -81,6 +81,9 @@ class Domain:
         time_zone: of event times that carry none.
         longest_gap_s: how long a value holds when no other follows: beyond it, the time-weighted mean covers
             nothing.
+        split: for payloads that carry samples of many times: the elements of one payload, each with its time and
+            a text that ``envelope``, ``event_time`` and ``payload`` read alone, giving the same time; what the
+            elements share is repeated in each. Every element is a raw event of its own. None: a payload is one.
     """
 
     name: str
@@ -95,3 +98,4 @@ class Domain:
     min_gate_rows: int = 100
     time_zone: tzinfo = UTC
     longest_gap_s: int = 300
+    split: Callable[[bytes], Sequence[tuple[datetime, bytes]]] | None = None

@@ -7,10 +7,10 @@ batch or nothing of it; a second drain at the same time loses the compare-and-se
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 
 import numpy as np
 import structlog
@@ -18,14 +18,23 @@ from sqlalchemy import Engine
 
 from analytics_pipeline.domains import Registry
 from analytics_pipeline.flow.judge import Arrival, Judge, JudgedSlice, bounds_at
-from analytics_pipeline.flow.logs import LogKeeper
+from analytics_pipeline.flow.logs import LogKeeper, told
+from analytics_pipeline.flow.watermarks import Watermarks
 from analytics_pipeline.garbage import cycle_collection_paused
-from analytics_pipeline.records import BatchHour, DrainOutcome, OffsetRange, to_us
+from analytics_pipeline.messages import LogPartition, MessageSlice, OffsetRange
+from analytics_pipeline.records import DrainOutcome, to_us
 from analytics_pipeline.settings import Settings
-from analytics_pipeline.sources.kafka import LogReader, OffsetOutOfRangeError
-from analytics_pipeline.stages.raw import MessageSlice
-from analytics_pipeline.storage import batches, dead_letters, offsets, partition_state, pending_work, raw_events
-from analytics_pipeline.storage.domain_numbers import DomainNumbers
+from analytics_pipeline.sources.kafka import LogReader
+from analytics_pipeline.storage import (
+    batches,
+    dead_letters,
+    offset_ranges,
+    offsets,
+    partition_state,
+    pending_work,
+    raw_events,
+)
+from analytics_pipeline.storage.domain_numbers import UNKNOWN_DOMAIN, DomainNumbers
 from analytics_pipeline.storage.engine import Connection, connection
 from analytics_pipeline.storage.locks import lock_raw_commits
 from analytics_pipeline.storage.offsets import StoredOffset
@@ -34,7 +43,8 @@ from analytics_pipeline.storage.raw_events import EncodedRows
 
 log = structlog.get_logger(__name__)
 
-OffsetsByPartition = dict[tuple[str, int], StoredOffset]
+#: A hole of one offset is the control record that ends a transaction; its batch counts it. A wider one is a gap.
+CONTROL_RECORD_OFFSETS = 1
 
 
 @dataclass(frozen=True)
@@ -43,46 +53,87 @@ class Batch:
 
     arrived_at: datetime
     judged: Sequence[JudgedSlice]
+    log_ids: Mapping[LogPartition, int]
     encoded: EncodedRows
+    ranges: bytes
     began: float
 
 
-class Drain:
-    """Drains topics into the database. One per process: it keeps the Kafka assignment between ticks."""
+@dataclass
+class _Tick:
+    """What one tick did so far."""
 
-    def __init__(self, settings: Settings, engine: Engine, domains: Registry) -> None:
+    logs: Mapping[LogPartition, StoredOffset]
+    watermarks: Watermarks
+    batches: int = 0
+    messages: int = 0
+    raw_rows: int = 0
+    dead_letters: int = 0
+    held_back: dict[str, str] = field(default_factory=dict)
+
+    def add(self, judged: Sequence[JudgedSlice]) -> None:
+        self.batches += 1
+        self.messages += sum(len(part.messages) for part in judged)
+        self.raw_rows += sum(len(part.accepted) for part in judged)
+        self.dead_letters += sum(len(part.letters) for part in judged)
+        self.watermarks.advance((part.messages.log, part.watermark_us, part.last_kafka_us) for part in judged)
+
+
+class Drain:
+    """Drains topics into the database. One per process: it keeps the Kafka assignment between ticks.
+
+    Args:
+        clock: seconds that pass, from any beginning; tests set it.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine,
+        domains: Registry,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._settings = settings
         self._engine = engine
         self._domains = domains
-        self._numbers = DomainNumbers(engine)
+        self._clock = clock
         self._reader = LogReader(settings)
         self._logs = LogKeeper(settings, engine, self._reader)
+        self._numbers = DomainNumbers(engine)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="drain-writer")
+        self._writing: Future[None] | None = None
 
     def tick(self, now: datetime) -> DrainOutcome:
         """Drain to the end of the logs, or to the bounds of one tick.
 
+        What is wrong with one domain, topic or partition is in the outcome; the others are drained.
+
         Args:
-            now: arrival time of what is drained; plausibility is judged against it.
+            now: when the tick begins. Each batch arrives as much later as the clock has moved on by then;
+                plausibility is judged against its arrival.
 
         Raises:
             BrokerUnreachableError: nothing was moved; the next tick goes on.
             OffsetConflictError: another drain was first; nothing was written twice.
         """
-        started = time.monotonic()
+        began, started = self._clock(), time.monotonic()
         try:
-            stored = self._logs.prepare(self._domains.topics)
+            logs = self._logs.prepare(self._domains.topics)
+            done = _Tick(logs, Watermarks(logs, self._settings.idle_partition_s))
             with cycle_collection_paused():
-                total = self._drain(now, stored, started + self._settings.drain_max_seconds)
-        except OffsetOutOfRangeError as error:
-            self._logs.resolve(error)
-            self._reader.forget()
-            return DrainOutcome(0, 0, 0, 0, 0, str(error), time.monotonic() - started)
+                self._drain(
+                    done,
+                    lambda: now + timedelta(seconds=self._clock() - began),
+                    started + self._settings.drain_max_seconds,
+                )
+            if done.messages:
+                self._reader.commit()
+            lag = self._logs.record_ends(self._reader.ends())
+            resolved = self._logs.resolve(self._reader.moved)
         except BaseException:
             self._reader.forget()
             raise
-        lag = self._logs.record_ends(self._reader.ends())
-        return DrainOutcome(*total, lag, None if total[1] else self._idle(), time.monotonic() - started)
+        return self._outcome(done, resolved, lag, time.monotonic() - started)
 
     def look(self) -> int:
         """Drain nothing, but see how much waits; returns the lag in messages.
@@ -93,62 +144,101 @@ class Drain:
         self._logs.prepare(self._domains.topics)
         return self._logs.record_ends(self._reader.ask_ends())
 
+    def close(self) -> None:
+        """Let go of Kafka."""
+        try:
+            self._writer.shutdown(wait=True)
+        finally:
+            self._reader.close()
+
+    def _outcome(self, done: _Tick, resolved: Sequence[str], lag: int, duration_s: float) -> DrainOutcome:
+        held = [f"domain {name} is held back: {what}" for name, what in sorted(done.held_back.items())]
+        troubles = (*held, *resolved, *told(self._logs.troubles | self._reader.troubles))
+        return DrainOutcome(
+            batches=done.batches,
+            messages=done.messages,
+            raw_rows=done.raw_rows,
+            dead_letters=done.dead_letters,
+            lag_messages=lag,
+            skip_reason=None if done.messages else "; ".join(troubles) or self._idle(),
+            duration_s=duration_s,
+            held_back=done.held_back,
+            troubles=troubles,
+        )
+
     def _idle(self) -> str:
         missing = self._logs.missing
         return f"Kafka has no topic {', '.join(missing)}" if missing else "no new messages"
 
-    def close(self) -> None:
-        """Let go of Kafka."""
-        self._writer.shutdown(wait=True)
-        self._reader.close()
+    def _drain(self, done: _Tick, arrival: Callable[[], datetime], deadline: float) -> None:
+        self._numbers.numbers([UNKNOWN_DOMAIN, *self._domains.by_name])
+        try:
+            while self._next_batch(done, arrival, deadline):
+                pass
+        finally:
+            # Also when reading failed: nobody looks at the offsets before the batch in flight is in or out.
+            self._wait_for_write()
 
-    def _drain(self, now: datetime, stored: OffsetsByPartition, deadline: float) -> tuple[int, int, int, int]:
-        counts = [0, 0, 0, 0]
-        judge = Judge(bounds_at(self._settings, now), self._settings)
-        writing: Future[None] | None = None
-        while True:
-            began = time.monotonic()
-            slices = self._reader.read(
-                self._settings.drain_batch_messages, self._settings.drain_batch_bytes, deadline
-            )
-            judged = judge.judge([self._arrival(part, now, stored) for part in slices])
-            encoded = raw_events.encode([part.accepted for part in judged], to_us(now))
-            if writing is not None:
-                writing.result()
-                writing = None
-            if judged:
-                for column, value in enumerate(_counts(judged)):
-                    counts[column] += value
-                writing = self._writer.submit(self._write, Batch(now, judged, encoded, began))
-            if self._reader.at_end or not judged or time.monotonic() >= deadline:
-                break
+    def _next_batch(self, done: _Tick, arrival: Callable[[], datetime], deadline: float) -> bool:
+        """Read and judge a batch while the one before is written; returns whether to go on."""
+        began = time.monotonic()
+        settings = self._settings
+        slices = self._reader.read(settings.drain_batch_messages, settings.drain_batch_bytes, deadline)
+        arrived_at = arrival()
+        judged = self._judge(done, slices, arrived_at)
+        encoded = raw_events.encode([part.accepted for part in judged], to_us(arrived_at))
+        log_ids = {part.messages.log: done.logs[part.messages.log].log_id for part in judged}
+        ranges = offset_ranges.encode(self._ranges(judged, log_ids))
+        self._wait_for_write()
+        if judged:
+            done.add(judged)
+            batch = Batch(arrived_at, judged, log_ids, encoded, ranges, began)
+            self._writing = self._writer.submit(self._write, batch)
+        return not self._reader.at_end and bool(slices) and time.monotonic() < deadline
+
+    def _wait_for_write(self) -> None:
+        writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
-        if counts[1]:
-            self._reader.commit()
-        return counts[0], counts[1], counts[2], counts[3]
 
     # ------------------------------------------------------------------ judging
 
-    def _arrival(self, part: MessageSlice, now: datetime, stored: OffsetsByPartition) -> Arrival:
-        return Arrival(
-            part,
-            self._domains.by_topic.get(part.topic),
-            np.full(len(part), to_us(now), np.int64),
-            self._topic_watermark_us(part.topic, stored),
-        )
+    def _judge(self, done: _Tick, slices: Sequence[MessageSlice], arrived_at: datetime) -> list[JudgedSlice]:
+        """What becomes of the slices; a domain that cannot be judged is held back until the next tick."""
+        judge = Judge(bounds_at(self._settings, arrived_at), self._settings)
+        watermarks = done.watermarks.by_topic({part.topic for part in slices})
+        numbers = self._numbers.numbers([UNKNOWN_DOMAIN, *self._domains.by_name])
+        arrivals = []
+        for part in slices:
+            domain = self._domains.by_topic.get(part.topic)
+            arrivals.append(
+                Arrival(
+                    messages=part,
+                    domain=domain,
+                    domain_id=numbers[domain.name if domain else UNKNOWN_DOMAIN],
+                    arrived_at_us=np.full(len(part), to_us(arrived_at), np.int64),
+                    topic_watermark_us=watermarks[part.topic],
+                )
+            )
+        judged, failed = judge.judge(arrivals)
+        if failed:
+            done.held_back |= failed
+            self._reader.set_aside(
+                {part.log: part.from_offset for part, one in zip(slices, judged, strict=True) if one is None}
+            )
+        return [one for one in judged if one is not None]
 
-    def _topic_watermark_us(self, topic: str, stored: OffsetsByPartition) -> int | None:
-        """The least watermark over the topic's partitions that are not idle, as of the start of the tick."""
-        known = [
-            (to_us(row.last_kafka_time), to_us(row.watermark_time))
-            for row in stored.values()
-            if row.topic == topic and row.watermark_time and row.last_kafka_time
-        ]
-        if not known:
-            return None
-        active_since = max(kafka for kafka, _ in known) - self._settings.idle_partition_s * 1_000_000
-        return min(watermark for kafka, watermark in known if kafka >= active_since)
+    def _ranges(
+        self, judged: Sequence[JudgedSlice], log_ids: Mapping[LogPartition, int]
+    ) -> offset_ranges.OffsetRanges:
+        rows = []
+        for part in judged:
+            m = part.messages
+            domain = self._domains.by_topic.get(m.topic)
+            splits = domain is not None and domain.split is not None
+            checksum = offset_ranges.checksum(m.values, m.offsets) if splits else 0
+            rows.append((log_ids[m.log], m.from_offset, m.next_offset, len(m), checksum))
+        return offset_ranges.of_rows(rows)
 
     # ------------------------------------------------------------------ writing
 
@@ -163,23 +253,17 @@ class Drain:
     def _write_rows(self, conn: Connection, batch: Batch) -> None:
         judged = batch.judged
         lock_raw_commits(conn)
-        offsets.move(conn, [_move(part) for part in judged])
-        hours = _merge_hours(judged)
+        offsets.move(conn, [_move(part, batch.log_ids[part.messages.log]) for part in judged])
+        hours = batches.merge_hours(share for part in judged for share in part.hours())
         record = batches.BatchRecord(
-            batch.arrived_at,
-            time.monotonic() - batch.began,
-            [(_range(part), len(part.messages)) for part in judged],
-            hours,
+            arrived_at=batch.arrived_at,
+            duration_s=time.monotonic() - batch.began,
+            messages=sum(len(part.messages) for part in judged),
+            ranges=batch.ranges,
+            hours=hours,
         )
         batch_id = batches.open_batch(conn, record)
-        offsets.record_gaps(
-            conn,
-            [
-                offsets.Gap(m.topic, m.epoch, m.partition, start, end, "no message: compacted or transaction")
-                for m in (part.messages for part in judged)
-                for start, end in m.gaps
-            ],
-        )
+        offsets.record_gaps(conn, _gaps(judged))
         written = raw_events.copy_raw(conn, batch.encoded, batch_id)
         letters = [letter for part in judged for letter in part.letters]
         dead_letters.write(conn, letters, batch_id)
@@ -204,55 +288,34 @@ class Drain:
         )
 
 
-def _range(part: JudgedSlice) -> OffsetRange:
+def _move(part: JudgedSlice, log_id: int) -> offsets.OffsetMove:
     m = part.messages
-    return OffsetRange(m.topic, m.epoch, m.partition, m.from_offset, m.next_offset)
-
-
-def _move(part: JudgedSlice) -> offsets.OffsetMove:
-    return offsets.OffsetMove(_range(part), part.watermark_us, part.last_kafka_us)
-
-
-def _counts(judged: Sequence[JudgedSlice]) -> tuple[int, int, int, int]:
-    return (
-        1,
-        sum(len(part.messages) for part in judged),
-        sum(len(part.accepted) for part in judged),
-        sum(len(part.letters) for part in judged),
+    return offsets.OffsetMove(
+        range=OffsetRange(m.log, m.from_offset, m.next_offset),
+        log_id=log_id,
+        watermark_us=part.watermark_us,
+        last_kafka_us=part.last_kafka_us,
+        leader_epoch=m.leader_epoch,
     )
 
 
-def _merge_hours(judged: Sequence[JudgedSlice]) -> list[BatchHour]:
-    """One entry per (hour, domain) of a batch, over all of its slices."""
-    merged: dict[tuple[int, str], BatchHour] = {}
-    for part in judged:
-        for start, share in part.hours().items():
-            key = (start, part.domain)
-            known = merged.get(key)
-            merged[key] = share if known is None else _add(known, share)
-    return [merged[key] for key in sorted(merged)]
-
-
-def _add(one: BatchHour, other: BatchHour) -> BatchHour:
-    reasons = {
-        reason: one.reasons.get(reason, 0) + other.reasons.get(reason, 0)
-        for reason in one.reasons.keys() | other.reasons.keys()
-    }
-    return BatchHour(
-        one.hour,
-        one.domain,
-        one.raw_rows + other.raw_rows,
-        one.dead_letters + other.dead_letters,
-        one.late_rows + other.late_rows,
-        reasons,
-        (one.samples + other.samples)[: max(len(one.samples), len(other.samples))],
-    )
+def _gaps(judged: Sequence[JudgedSlice]) -> list[offsets.Gap]:
+    """Holes that are more than control records, which come with every transaction and would drown them."""
+    return [
+        offsets.Gap(part.messages.log, start, end, "no message: compacted or aborted transaction")
+        for part in judged
+        for start, end in part.messages.gaps
+        if end - start > CONTROL_RECORD_OFFSETS
+    ]
 
 
 def _assert_nothing_vanished(judged: Sequence[JudgedSlice], written: int, letters: int) -> None:
-    messages = sum(len(part.messages) for part in judged)
-    if written + letters != messages:
+    """Every message is covered: by one row, or, where it was split, by one for each element."""
+    rows = sum(part.rows for part in judged)
+    covered = all(part.covers_every_message for part in judged)
+    if written + letters != rows or not covered:
+        messages = sum(len(part.messages) for part in judged)
         raise AssertionError(
-            f"batch of {messages} messages would become {written} raw rows and {letters} dead letters; "
-            "rolled back, please report this as a bug"
+            f"batch of {messages} messages, {rows} rows of them, would become {written} raw rows and {letters} "
+            "dead letters; rolled back, please report this as a bug"
         )

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
+import structlog
 
 from analytics_pipeline.domains.base import Domain
+from analytics_pipeline.messages import MessageSlice
 from analytics_pipeline.quality.gates import run_gate
 from analytics_pipeline.quality.suites import suite_for
 from analytics_pipeline.records import HOUR_US, RAW_EVENTS, BatchHour, DeadLetter, from_us, to_us
@@ -20,34 +21,49 @@ from analytics_pipeline.settings import Settings
 from analytics_pipeline.stages.raw import (
     DecodedSlice,
     GateBounds,
-    MessageSlice,
     Refusal,
     count_reasons,
     decode_slice,
     gate_frame,
 )
+from analytics_pipeline.storage.domain_numbers import UNKNOWN_DOMAIN
 from analytics_pipeline.storage.raw_events import RawRows, pick
 from analytics_pipeline.storage.retention import floor_hour
 
-UNKNOWN_DOMAIN = "unknown"
+log = structlog.get_logger(__name__)
+
 #: Positions shown per (batch, hour, domain), so that a person can look one up.
 SAMPLE_POSITIONS = 5
 
 
 @dataclass(frozen=True)
 class JudgedSlice:
-    """What becomes of a slice. ``late``: of the accepted rows, those behind the allowed lateness."""
+    """What becomes of a slice.
+
+    Attributes:
+        rows: how many raw events and dead letters there are to be: one per message, or per element of it.
+        late: of the accepted rows, those behind the allowed lateness.
+    """
 
     messages: MessageSlice
     domain: str
+    rows: int
     accepted: RawRows
     letters: list[DeadLetter]
     late: npt.NDArray[np.bool_]
     watermark_us: int | None
     last_kafka_us: int | None
 
-    def hours(self) -> dict[int, BatchHour]:
-        """This slice's share of each hour, by the hour's start in microseconds."""
+    @property
+    def covers_every_message(self) -> bool:
+        """Whether each message is a row or a dead letter, or several of them."""
+        if self.rows == len(self.messages):
+            return len(self.accepted) + len(self.letters) == self.rows
+        offsets = {letter.offset for letter in self.letters}.union(self.accepted.offsets.tolist())
+        return offsets.issuperset(self.messages.offsets)
+
+    def hours(self) -> list[BatchHour]:
+        """This slice's share of each hour, ascending."""
         hour_us = self.accepted.event_time_us // HOUR_US * HOUR_US
         starts, counts = np.unique(hour_us, return_counts=True)
         raw = dict(zip(starts.tolist(), counts.tolist(), strict=True))
@@ -55,8 +71,8 @@ class JudgedSlice:
         letters: dict[int, list[DeadLetter]] = {}
         for letter in self.letters:
             letters.setdefault(letter.hour_us, []).append(letter)
-        return {
-            start: BatchHour(
+        return [
+            BatchHour(
                 hour=from_us(start),
                 domain=self.domain,
                 raw_rows=raw.get(start, 0),
@@ -68,7 +84,7 @@ class JudgedSlice:
                 ],
             )
             for start in sorted(raw.keys() | letters.keys())
-        }
+        ]
 
 
 @dataclass(frozen=True)
@@ -77,18 +93,37 @@ class Arrival:
 
     Attributes:
         domain: None where no domain claims the topic.
+        domain_id: the number of the domain, or of `UNKNOWN_DOMAIN`.
         arrived_at_us: when each message arrived; plausibility is judged against it.
         topic_watermark_us: the topic's watermark before this batch, for counting late rows.
+        elements: the messages are elements that were split before.
     """
 
     messages: MessageSlice
     domain: Domain | None
+    domain_id: int
     arrived_at_us: npt.NDArray[np.int64]
     topic_watermark_us: int | None = None
+    elements: bool = False
 
     @property
     def domain_name(self) -> str:
         return self.domain.name if self.domain else UNKNOWN_DOMAIN
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """A slice between decoding and the gate. ``arrived_at_us`` is per row."""
+
+    arrival: Arrival
+    slice: DecodedSlice
+    arrived_at_us: npt.NDArray[np.int64]
+
+    def readable(self) -> npt.NDArray[np.int64]:
+        """Rows that are not refused."""
+        readable = np.ones(len(self.slice.rows), np.bool_)
+        readable[list(self.slice.refusals)] = False
+        return np.flatnonzero(readable)
 
 
 @dataclass(frozen=True)
@@ -98,45 +133,93 @@ class Judge:
     bounds: GateBounds
     settings: Settings
 
-    def judge(self, arrivals: Sequence[Arrival]) -> list[JudgedSlice]:
-        """What becomes of each slice. The gate sees a domain's slices together: it costs by the call."""
-        decoded = [decode_slice(one.messages, one.domain, self.settings.max_message_bytes) for one in arrivals]
-        for domain in {one.domain.name: one.domain for one in arrivals if one.domain}.values():
-            members = [at for at, one in enumerate(arrivals) if one.domain is domain]
-            self._gate(domain, [arrivals[at] for at in members], [decoded[at] for at in members])
-        return [self._judged(one, result) for one, result in zip(arrivals, decoded, strict=True)]
+    def judge(self, arrivals: Sequence[Arrival]) -> tuple[list[JudgedSlice | None], dict[str, str]]:
+        """What becomes of each slice. The gate sees a domain's slices together: it costs by the call.
 
-    def _gate(self, domain: Domain, arrivals: Sequence[Arrival], decoded: Sequence[DecodedSlice]) -> None:
+        Returns:
+            One per arrival, None for those of a domain that cannot be judged; and what those domains raised,
+            by name. What single messages make a domain raise is a dead letter each, and not meant here.
+        """
+        judged: list[JudgedSlice | None] = [None] * len(arrivals)
+        failed: dict[str, str] = {}
+        for name, members in _by_domain(arrivals).items():
+            try:
+                for at, one in zip(members, self._judge_domain([arrivals[at] for at in members]), strict=True):
+                    judged[at] = one
+            except MemoryError:
+                raise
+            except Exception as error:
+                log.exception("domain cannot be judged", domain=name)
+                failed[name] = f"{type(error).__name__}: {error}"
+        return judged, failed
+
+    def _judge_domain(self, arrivals: Sequence[Arrival]) -> list[JudgedSlice]:
+        """The slices of one domain."""
+        decoded = [self._decode(one) for one in arrivals]
+        if arrivals[0].domain is not None:
+            self._gate(arrivals[0].domain, decoded)
+        return [self._judged(one) for one in decoded]
+
+    def _decode(self, arrival: Arrival) -> _Decoded:
+        limit = self.settings.max_message_bytes
+        decoded = decode_slice(arrival.messages, arrival.domain, limit, elements=arrival.elements)
+        arrived = arrival.arrived_at_us
+        return _Decoded(arrival, decoded, arrived if decoded.origin is None else arrived[decoded.origin])
+
+    def _gate(self, domain: Domain, decoded: Sequence[_Decoded]) -> None:
         """Adds what the gate refuses to the refusals of each slice."""
-        rows = [_readable(result) for result in decoded]
-        frames = [
-            gate_frame(result, index, one.arrived_at_us[index], self.bounds)
-            for one, result, index in zip(arrivals, decoded, rows, strict=True)
-        ]
-        frame = pl.concat(frames)
+        rows = [one.readable() for one in decoded]
+        times, arrived, size = (
+            np.concatenate(columns)
+            for columns in zip(
+                *(
+                    (one.slice.event_time_us[index], one.arrived_at_us[index], one.slice.payload_bytes[index])
+                    for one, index in zip(decoded, rows, strict=True)
+                ),
+                strict=True,
+            )
+        )
+        frame = gate_frame(times, arrived, size, self.bounds)
+        reasons = run_gate(suite_for(RAW_EVENTS, domain, self.settings), frame).reasons
+        if not reasons:
+            return
         owner = np.repeat(np.arange(len(rows)), [len(index) for index in rows])
         row = np.concatenate(rows)
-        for at, reason in run_gate(suite_for(RAW_EVENTS, domain, self.settings), frame).reasons.items():
+        for at, reason in reasons.items():
             error = _gate_error(reason, frame.row(at, named=True))
-            decoded[owner[at]].refusals[int(row[at])] = Refusal(reason, error)
+            decoded[owner[at]].slice.refusals[int(row[at])] = Refusal(reason, error)
 
-    def _judged(self, arrival: Arrival, decoded: DecodedSlice) -> JudgedSlice:
-        messages, refusals = arrival.messages, decoded.refusals
-        accepted = _rows(messages, decoded, _readable(decoded) if refusals else None)
+    def _judged(self, decoded: _Decoded) -> JudgedSlice:
+        arrival, refusals = decoded.arrival, decoded.slice.refusals
+        accepted = _rows(decoded)
         late_before_us = (arrival.topic_watermark_us or 0) - self.settings.allowed_lateness_s * 1_000_000
-        seen_us = np.minimum(accepted.event_time_us, accepted.kafka_time_us)
         return JudgedSlice(
-            messages,
-            arrival.domain_name,
-            accepted,
-            [
-                _letter(messages, decoded, arrival.domain_name, row, int(arrival.arrived_at_us[row]))
-                for row in sorted(refusals)
-            ],
-            accepted.event_time_us < late_before_us,
-            int(seen_us.max()) if len(seen_us) else None,
-            _last_kafka_us(arrival),
+            messages=arrival.messages,
+            domain=arrival.domain_name,
+            rows=len(decoded.slice.rows),
+            accepted=accepted,
+            letters=[_letter(decoded, row) for row in sorted(refusals)],
+            late=accepted.event_time_us < late_before_us,
+            watermark_us=_watermark_us(accepted, decoded),
+            last_kafka_us=_last_kafka_us(arrival),
         )
+
+
+def _by_domain(arrivals: Sequence[Arrival]) -> dict[str, list[int]]:
+    members: dict[str, list[int]] = {}
+    for at, one in enumerate(arrivals):
+        members.setdefault(one.domain_name, []).append(at)
+    return members
+
+
+def _watermark_us(accepted: RawRows, decoded: _Decoded) -> int | None:
+    """The highest min(event time, Kafka time), no later than it arrived: a producer's clock that is ahead would
+    make punctual rows late."""
+    if not len(accepted):
+        return None
+    arrived = decoded.arrived_at_us[decoded.readable()] if decoded.slice.refusals else decoded.arrived_at_us
+    seen_us = np.minimum(accepted.event_time_us, accepted.kafka_time_us)
+    return int(np.minimum(seen_us, arrived).max())
 
 
 def _last_kafka_us(arrival: Arrival) -> int | None:
@@ -147,33 +230,25 @@ def _last_kafka_us(arrival: Arrival) -> int | None:
     return min(max(arrival.messages.kafka_times_ms) * 1000, int(arrival.arrived_at_us.max()))
 
 
-def _readable(decoded: DecodedSlice) -> npt.NDArray[np.int64]:
-    """Rows that are not refused."""
-    readable = np.ones(len(decoded.event_time_us), np.bool_)
-    readable[list(decoded.refusals)] = False
-    return np.flatnonzero(readable)
-
-
-def _letter(
-    messages: MessageSlice, decoded: DecodedSlice, domain: str, row: int, arrived_at_us: int
-) -> DeadLetter:
-    refusal = decoded.refusals[row]
+def _letter(decoded: _Decoded, row: int) -> DeadLetter:
+    rows, refusal = decoded.slice.rows, decoded.slice.refusals[row]
     return DeadLetter(
-        topic=messages.topic,
-        epoch=messages.epoch,
-        partition=messages.partition,
-        offset=messages.offsets[row],
-        ordinal=0,
+        topic=rows.log.topic,
+        epoch=rows.log.epoch,
+        partition=rows.log.partition,
+        offset=rows.offsets[row],
+        ordinal=rows.ordinal(row),
         stage=RAW_EVENTS,
-        domain=domain,
+        domain=decoded.arrival.domain_name,
         reason=refusal.reason,
         error=refusal.error,
-        payload=messages.values[row],
-        key=messages.keys[row],
-        headers=messages.headers[row],
-        kafka_time_us=messages.kafka_times_ms[row] * 1000,
+        payload=rows.values[row],
+        key=rows.keys[row],
+        headers=rows.headers[row],
+        kafka_time_us=rows.kafka_times_ms[row] * 1000,
         event_time_us=None,  # not known, or not plausible: it belongs to the hour in which it came
-        arrived_at_us=arrived_at_us,
+        arrived_at_us=int(decoded.arrived_at_us[row]),
+        is_element=rows.ordinals is not None and row not in decoded.slice.whole,
     )
 
 
@@ -189,17 +264,19 @@ def _gate_error(reason: str, row: dict[str, Any]) -> str:
     return f"{reason} ({figures})"
 
 
-def _rows(messages: MessageSlice, decoded: DecodedSlice, kept: npt.NDArray[np.int64] | None) -> RawRows:
-    """The accepted rows; ``kept`` None keeps all of them, as nearly always, without picking one by one."""
-    rows = RawRows(
-        messages.topic,
-        messages.epoch,
-        messages.partition,
-        np.asarray(messages.offsets, np.int64),
-        messages.keys,
-        messages.headers,
-        np.asarray(messages.kafka_times_ms, np.int64) * 1000,
-        decoded.event_time_us,
-        messages.values,  # type: ignore[arg-type]  # what has no value was refused
+def _rows(decoded: _Decoded) -> RawRows:
+    """The accepted rows; all of them, as nearly always, without picking one by one."""
+    rows = decoded.slice.rows
+    count = len(rows)
+    found = RawRows(
+        log=rows.log,
+        domain_id=decoded.arrival.domain_id,
+        offsets=np.asarray(rows.offsets, np.int64),
+        ordinals=np.zeros(count, np.int32) if rows.ordinals is None else np.asarray(rows.ordinals, np.int32),
+        keys=rows.keys,
+        headers=rows.headers,
+        kafka_time_us=np.asarray(rows.kafka_times_ms, np.int64) * 1000,
+        event_time_us=decoded.slice.event_time_us,
+        payloads=rows.values,  # type: ignore[arg-type]  # what has no value was refused
     )
-    return rows if kept is None else pick(rows, kept)
+    return pick(found, decoded.readable()) if decoded.slice.refusals else found

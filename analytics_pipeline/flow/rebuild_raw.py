@@ -1,123 +1,189 @@
 """An hour of raw events, rebuilt by hand: read again what Kafka still has, and decode again what is stored.
 
 Adds what is in neither raw events nor dead letters; moves rows whose event time reads differently now (a fixed
-time zone, a fixed domain); lets dead letters in that can be read now. Judged by the arrival that is stored, so
-that a replay judges as live did.
+time zone, a fixed domain); lets dead letters in that can be read now. Judged by the arrival that is stored and by
+the retention floor that is written down, so that a replay judges as live did. Topics that no enabled domain
+claims stay as they are, and so does what Kafka has no more.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import structlog
 from sqlalchemy import Engine
 
 from analytics_pipeline.domains import Registry
-from analytics_pipeline.flow.judge import UNKNOWN_DOMAIN, Arrival, Judge, JudgedSlice, bounds_at
-from analytics_pipeline.records import RAW_EVENTS, DomainOutcome, GateResult, HourOutcome, from_us, hour_of
+from analytics_pipeline.domains.base import Domain
+from analytics_pipeline.flow.judge import Arrival, Judge, JudgedSlice
+from analytics_pipeline.garbage import cycle_collection_paused
+from analytics_pipeline.messages import MessageSlice
+from analytics_pipeline.records import (
+    RAW_EVENTS,
+    DeadLetter,
+    DomainOutcome,
+    GateResult,
+    HourOutcome,
+    from_us,
+    hour_of,
+    to_us,
+)
 from analytics_pipeline.settings import Settings
-from analytics_pipeline.sources.kafka import LogReader, Position
-from analytics_pipeline.stages.raw import MessageSlice
+from analytics_pipeline.sources.kafka import BrokerUnreachableError, LogReader, Position
+from analytics_pipeline.stages.raw import GateBounds
 from analytics_pipeline.storage import dead_letters, partition_state, pending_work, raw_events, replay, retention
 from analytics_pipeline.storage.domain_numbers import DomainNumbers
 from analytics_pipeline.storage.engine import Connection, connection
 from analytics_pipeline.storage.locks import hour_lock, lock_raw_commits
 from analytics_pipeline.storage.partition_state import PartitionState
 from analytics_pipeline.storage.pending_work import Invalidation
-from analytics_pipeline.storage.replay import BatchRange, Known, KnownSlice
+from analytics_pipeline.storage.raw_events import pick
+from analytics_pipeline.storage.replay import BatchRange, Known, KnownSlice, keys_of
+
+log = structlog.get_logger(__name__)
 
 #: One read of a partition that is read again; a broker that is slower than this is not waited for.
 READ_SECONDS = 60.0
+AFTER_RETENTION = "after_retention"
 
 
 @dataclass(frozen=True)
 class _Change:
-    """What judging again changes about one slice: rows to take out of where they are, rows to write."""
+    """What judging again changes about one slice.
 
-    judged: JudgedSlice
+    Attributes:
+        stale: rows of ``known`` that are taken out of where they are kept.
+        judged: what is written: rows and dead letters that are new or others now.
+    """
+
     known: KnownSlice
-    differs: npt.NDArray[np.bool_]
+    stale: npt.NDArray[np.int64]
+    judged: JudgedSlice
 
 
 def rebuild_raw(settings: Settings, engine: Engine, domains: Registry, hour: datetime, run_id: str) -> HourOutcome:
-    """Rebuild one hour of raw events.
+    """Rebuild one hour of raw events. A domain that cannot be judged keeps its hour and is named as quarantined.
 
     Raises:
         BrokerUnreachableError: Kafka cannot be read again; nothing was changed.
         BelowRetentionError: retention has taken the hour; nothing was changed.
     """
     started = time.monotonic()
-    judge = Judge(bounds_at(settings, datetime.now(UTC)), settings)
-    with connection(engine) as conn, hour_lock(conn, RAW_EVENTS, hour):
-        retention.refuse_below_floor(conn, RAW_EVENTS, hour)
-        numbers = DomainNumbers(engine)
-        slices = replay.read_known(conn, hour)
-        slices += _missing(settings, conn, replay.batch_ranges(conn, hour))
-        changes = _judge(judge, domains, slices)
-        touched = {hour}
-        for change in changes:
-            touched |= _apply(conn, change, numbers)
+    numbers = DomainNumbers(engine).numbers(domains.by_name)
+    with (
+        cycle_collection_paused(),
+        connection(engine) as conn,
+        hour_lock(conn, RAW_EVENTS, hour),
+    ):
+        keys = retention.kept_keys(conn, RAW_EVENTS, [(name, hour) for name in domains.by_name])
+        kept = [name for name in domains.by_name if (name, hour) in keys]
+        if not kept:
+            retention.refuse_below_floor(conn, RAW_EVENTS, hour)
+        floors = replay.floors(conn)
+        touched, failed = {hour}, set[str]()
+        known = _known(settings, conn, [domains.by_name[name] for name in kept], hour)
+        for name, slices in known.items():
+            judge = Judge(_bounds(settings, floors.get(name)), settings)
+            changes = _judge(judge, domains.by_name[name], numbers[name], slices)
+            if changes is None:
+                failed.add(name)
+                continue
+            for change in changes:
+                touched |= _apply(conn, change, numbers[name])
         lock_raw_commits(conn)  # only now: the drain goes on while Kafka is read again
-        outcomes = [_recount(conn, numbers, domain, hour, touched, run_id) for domain in _names(domains, changes)]
+        outcomes = [_recount(conn, numbers[name], name, hour, touched, run_id) for name in sorted(kept)]
         conn.commit()
+    outcomes = [replace(one, quarantined=one.domain in failed) for one in outcomes]
     return HourOutcome(RAW_EVENTS, hour, "full", tuple(outcomes), time.monotonic() - started)
 
 
-def _names(domains: Registry, changes: Iterable[_Change]) -> list[str]:
-    return sorted({domain.name for domain in domains} | {change.judged.domain for change in changes})
+def _bounds(settings: Settings, floor: datetime | None) -> GateBounds:
+    start_us = to_us(settings.partitions_start)
+    return GateBounds(start_us, start_us if floor is None else to_us(floor))
+
+
+def _known(
+    settings: Settings, conn: Connection, domains: Sequence[Domain], hour: datetime
+) -> dict[str, list[KnownSlice]]:
+    """What there is of an hour, by domain: stored, or missing and still in Kafka."""
+    by_topic = {topic: domain for domain in domains for topic in domain.topics}
+    topics = sorted(by_topic)
+    slices = replay.read_known(conn, hour, topics)
+    slices += _missing(settings, conn, replay.batch_ranges(conn, hour, topics), by_topic)
+    known: dict[str, list[KnownSlice]] = {domain.name: [] for domain in domains}
+    for one in slices:
+        known[by_topic[one.messages.topic].name].append(one)
+    return known
 
 
 # ---------------------------------------------------------------------- reading again
 
 
-def _missing(settings: Settings, conn: Connection, ranges: Sequence[BatchRange]) -> list[KnownSlice]:
+def _missing(
+    settings: Settings, conn: Connection, ranges: Sequence[BatchRange], by_topic: Mapping[str, Domain]
+) -> list[KnownSlice]:
     """Messages of recorded offset ranges that are in neither raw events nor dead letters."""
     found: list[KnownSlice] = []
+    if not ranges:
+        return found
     reader = LogReader(settings)
     try:
+        described = reader.describe(sorted({one.log.topic for one in ranges}))
         for stretch in _stretches(ranges):
-            first, last = stretch[0], stretch[-1]
-            low, _ = reader.bounds(first.topic, first.partition)
-            begin = max(first.from_offset, low)
-            if begin >= last.to_offset:
-                continue
-            reader.assign({(first.topic, first.partition): Position(first.epoch, begin)})
-            found += _read_stretch(settings, reader, conn, stretch)
+            log_, topic_id = stretch[0].log, stretch[0].kafka_topic_id
+            info = described.get(log_.topic)
+            if info is None or log_.partition not in info.partitions:
+                continue  # Kafka has it no more, or nobody leads it: what is stored is all there is
+            if topic_id and info.topic_id and topic_id != info.topic_id:
+                continue  # another topic of that name
+            try:
+                split = by_topic[log_.topic].split is not None
+                found += _read_stretch(settings, reader, conn, stretch, split)
+            except BrokerUnreachableError as error:
+                log.warning("a partition cannot be read again", log=str(log_), error=str(error))
     finally:
         reader.close()
     return found
 
 
 def _read_stretch(
-    settings: Settings, reader: LogReader, conn: Connection, stretch: Sequence[BatchRange]
+    settings: Settings, reader: LogReader, conn: Connection, stretch: Sequence[BatchRange], split: bool
 ) -> list[KnownSlice]:
     found: list[KnownSlice] = []
-    end, reached = stretch[-1].to_offset, 0
+    where, end = stretch[0].log, stretch[-1].to_offset
+    low, _ = reader.bounds(where.topic, where.partition)
+    begin = max(stretch[0].from_offset, low)
+    if begin >= end:
+        return found
+    reader.assign({where: Position(begin)})
+    reached = begin
     while reached < end:
         deadline = time.monotonic() + READ_SECONDS
         parts = reader.read(settings.drain_batch_messages, settings.drain_batch_bytes, deadline)
         for part in parts:
             reached = part.next_offset
-            present = replay.positions(conn, part)
-            rows = [row for row, offset in enumerate(part.offsets) if offset < end and offset not in present]
+            present, whole = replay.positions(conn, part)
+            stored = whole if split else {offset for offset, _ in present}
+            rows = [row for row, offset in enumerate(part.offsets) if offset < end and offset not in stored]
             if rows:
-                found.append(_arrived(_pick(part, rows), stretch))
+                found.append(replace(_arrived(_pick(part, rows), stretch), present=present))
         if not parts:
             break
     return found
 
 
 def _stretches(ranges: Sequence[BatchRange]) -> list[list[BatchRange]]:
-    """Ranges of one partition that follow each other, read in one go."""
+    """Ranges of one log that follow each other, read in one go."""
     stretches: list[list[BatchRange]] = []
-    for one in sorted(ranges, key=lambda r: (r.topic, r.partition, r.from_offset)):
+    for one in sorted(ranges, key=lambda r: (r.log, r.from_offset)):
         before = stretches[-1][-1] if stretches else None
-        same = before and (before.topic, before.partition) == (one.topic, one.partition)
-        if before and same and before.to_offset == one.from_offset:
+        if before and before.log == one.log and before.to_offset == one.from_offset:
             stretches[-1].append(one)
         else:
             stretches.append([one])
@@ -125,17 +191,14 @@ def _stretches(ranges: Sequence[BatchRange]) -> list[list[BatchRange]]:
 
 
 def _pick(part: MessageSlice, rows: Sequence[int]) -> MessageSlice:
-    return MessageSlice(
-        part.topic,
-        part.epoch,
-        part.partition,
-        part.from_offset,
-        part.next_offset,
-        [part.offsets[row] for row in rows],
-        [part.kafka_times_ms[row] for row in rows],
-        [part.values[row] for row in rows],
-        [part.keys[row] for row in rows],
-        [part.headers[row] for row in rows],
+    return replace(
+        part,
+        offsets=[part.offsets[row] for row in rows],
+        kafka_times_ms=[part.kafka_times_ms[row] for row in rows],
+        values=[part.values[row] for row in rows],
+        keys=[part.keys[row] for row in rows],
+        headers=[part.headers[row] for row in rows],
+        unreadable={at: part.unreadable[row] for at, row in enumerate(rows) if row in part.unreadable},
     )
 
 
@@ -151,65 +214,120 @@ def _arrived(part: MessageSlice, stretch: Sequence[BatchRange]) -> KnownSlice:
 # ---------------------------------------------------------------------- judging and writing again
 
 
-def _judge(judge: Judge, domains: Registry, slices: Sequence[KnownSlice]) -> list[_Change]:
+def _judge(judge: Judge, domain: Domain, domain_id: int, slices: Sequence[KnownSlice]) -> list[_Change] | None:
+    """What changes about a domain's slices; None where it cannot be judged."""
     arrivals = [
-        Arrival(one.messages, domains.by_topic.get(one.messages.topic), one.arrived_at_us) for one in slices
+        Arrival(one.messages, domain, domain_id, one.arrived_at_us, elements=one.elements) for one in slices
     ]
-    return [
-        _Change(judged, known, _differs(judged, known))
-        for judged, known in zip(judge.judge(arrivals), slices, strict=True)
-    ]
+    judged, failed = judge.judge(arrivals)
+    if failed:
+        return None
+    pairs = zip(slices, judged, strict=True)
+    return [_change(known, result) for known, result in pairs if result is not None]
 
 
-def _differs(judged: JudgedSlice, known: KnownSlice) -> npt.NDArray[np.bool_]:
-    """Rows that are to be written anew. Dead letters always are: their reason may be another."""
-    if known.where is not Known.RAW:
-        return np.ones(len(known.messages), np.bool_)
-    accepted = np.isin(known.messages.offsets, judged.accepted.offsets)
-    differs = ~accepted
-    differs[accepted] = judged.accepted.event_time_us != known.event_time_us[accepted]
+def _change(known: KnownSlice, judged: JudgedSlice) -> _Change:
+    if known.where is Known.NOWHERE:
+        return _Change(known, np.zeros(0, np.int64), _without_present(known, judged))
+    differs = _moved(known, judged) if known.where is Known.RAW else _said_otherwise(known, judged)
+    stale = np.flatnonzero(differs)
+    keys = set(_row_of(known, stale.tolist()))
+    return _Change(known, stale, _only(judged, keys, known.elements))
+
+
+def _row_of(known: KnownSlice, rows: Iterable[int]) -> dict[Any, int]:
+    """Rows by what tells them apart, as `replay.keys_of` has it."""
+    part = known.messages
+    if known.elements:
+        return {(part.offsets[row], part.ordinal(row)): row for row in rows}
+    return {part.offsets[row]: row for row in rows}
+
+
+def _key(letter: DeadLetter, elements: bool) -> Any:
+    return (letter.offset, letter.ordinal) if elements else letter.offset
+
+
+def _moved(known: KnownSlice, judged: JudgedSlice) -> npt.NDArray[np.bool_]:
+    """Raw events that are refused now, or read another time."""
+    differs = np.zeros(len(known.messages), np.bool_)
+    if judged.letters:
+        row_of = _row_of(known, range(len(known.messages)))
+        differs[[row_of[_key(letter, known.elements)] for letter in judged.letters]] = True
+    kept = ~differs
+    differs[kept] = judged.accepted.event_time_us != known.event_time_us[kept]
     return differs
 
 
-def _apply(conn: Connection, change: _Change, numbers: DomainNumbers) -> set[datetime]:
+def _said_otherwise(known: KnownSlice, judged: JudgedSlice) -> npt.NDArray[np.bool_]:
+    """Dead letters that are none any more, or have another reason now."""
+    differs = np.ones(len(known.messages), np.bool_)
+    row_of = _row_of(known, range(len(known.messages)))
+    for letter in judged.letters:
+        row = row_of[_key(letter, known.elements)]
+        same = known.said[row] == (letter.reason, dead_letters.stored_error(letter.error))
+        differs[row] = not (same and letter.is_element == known.elements)
+    return differs
+
+
+def _only(judged: JudgedSlice, keys: set[Any], elements: bool) -> JudgedSlice:
+    """Rows and letters of some messages."""
+    chosen = [at for at, key in enumerate(keys_of(judged.accepted, elements)) if key in keys] if keys else []
+    return replace(
+        judged,
+        accepted=pick(judged.accepted, np.array(chosen, np.int64)),
+        letters=[letter for letter in judged.letters if _key(letter, elements) in keys],
+    )
+
+
+def _without_present(known: KnownSlice, judged: JudgedSlice) -> JudgedSlice:
+    """What is kept already stays, and what retention has taken stays away."""
+    keys = keys_of(judged.accepted, elements=True)
+    chosen = [at for at, key in enumerate(keys) if key not in known.present]
+    return replace(
+        judged,
+        accepted=pick(judged.accepted, np.array(chosen, np.int64)),
+        letters=[
+            letter
+            for letter in judged.letters
+            if letter.reason != AFTER_RETENTION and (letter.offset, letter.ordinal) not in known.present
+        ],
+    )
+
+
+def _apply(conn: Connection, change: _Change, domain_id: int) -> set[datetime]:
     """Write one slice's changes; returns the hours whose raw events are others now."""
-    part, known = change.known.messages, change.known
-    rows = np.flatnonzero(change.differs)
-    if not len(rows):
+    known, judged = change.known, change.judged
+    if not len(change.stale) and not len(judged.accepted) and not judged.letters:
         return set()
-    offsets = [part.offsets[row] for row in rows.tolist()]
-    replay.remove(conn, part, offsets, known.where)
-    wanted = set(offsets)
-    letters = [
-        replace(letter, batch_id=int(known.batch_id[part.offsets.index(letter.offset)]))
-        for letter in change.judged.letters
-        if letter.offset in wanted
-    ]
-    dead_letters.write(conn, letters)
-    accepted = change.judged.accepted
-    moved = np.isin(accepted.offsets, offsets)
-    replay.insert(conn, accepted, np.flatnonzero(moved), known)
-    times = accepted.event_time_us[moved].tolist()
+    replay.remove(conn, known, change.stale)
+    row_of = _row_of(known, range(len(known.messages)))
+    dead_letters.write(
+        conn,
+        [
+            replace(one, batch_id=int(known.batch_id[row_of[_key(one, known.elements)]]) or None)
+            for one in judged.letters
+        ],
+    )
+    replay.insert(conn, judged.accepted, known, row_of)
+    times = judged.accepted.event_time_us.tolist()
     if known.where is Known.RAW:
-        times += known.event_time_us[rows].tolist()
+        times += known.event_time_us[change.stale].tolist()
     hours = {hour_of(from_us(one)) for one in times}
-    if change.judged.domain != UNKNOWN_DOMAIN:
-        number = numbers.number(change.judged.domain)
-        pending_work.add(
-            conn,
-            [
-                Invalidation(
-                    asset="normalized_measurements", domain_id=number, hour=hour, reason="raw events rebuilt"
-                )
-                for hour in sorted(hours)
-            ],
-        )
+    pending_work.add(
+        conn,
+        [
+            Invalidation(
+                asset="normalized_measurements", domain_id=domain_id, hour=hour, reason="raw events rebuilt"
+            )
+            for hour in sorted(hours)
+        ],
+    )
     return hours
 
 
 def _recount(
     conn: Connection,
-    numbers: DomainNumbers,
+    domain_id: int,
     domain: str,
     hour: datetime,
     touched: Iterable[datetime],
@@ -220,7 +338,7 @@ def _recount(
         raw, dead = raw_events.count_hour(conn, domain, one), dead_letters.count(conn, RAW_EVENTS, one, domain)
         if raw or dead:
             state = PartitionState(rows=raw, rows_failed=dead)
-            partition_state.write_states(conn, RAW_EVENTS, {(numbers.number(domain), one): state}, run_id)
+            partition_state.write_states(conn, RAW_EVENTS, {(domain_id, one): state}, run_id)
         if one == hour:
             outcome = replace(
                 outcome, rows=raw, written=raw, dead_letters=dead, rows_seen=raw + dead, rows_failed=dead

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from operator import methodcaller
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from analytics_pipeline.errors import PipelineError
+from analytics_pipeline.messages import LogPartition, MessageSlice
 from analytics_pipeline.settings import Settings
-from analytics_pipeline.stages.raw import MessageSlice
+from analytics_pipeline.sources.cluster import METADATA_TIMEOUT_S, BrokerUnreachableError, KafkaCluster, TopicInfo
+from analytics_pipeline.sources.slices import append, close
+
+__all__ = ["BrokerUnreachableError", "LogEnd", "LogReader", "Position", "TopicInfo"]
 
 TopicPartitionKey = tuple[str, int]
 
@@ -27,51 +29,26 @@ CHUNK_MESSAGES = 10_000
 CHUNK_WAIT_S = 0.1
 #: Without a message, an end of log or an error for this long, the broker counts as out of reach.
 SILENCE_S = 3.0
-METADATA_TIMEOUT_S = 5.0
-#: Producers may write any timestamp. No calendar has those beyond, and one of them would stop its partition.
-KAFKA_TIMES_MS = (0, 253_402_214_400_000)  # 1970-01-01 to 9999-12-31
-#: Bounds what librdkafka holds ahead of us.
-QUEUED_KIB = 64 * 1024
-
 # Called in C: every message passes here.
-_TOPIC, _PARTITION, _ERROR, _OFFSET = map(methodcaller, ("topic", "partition", "error", "offset"))
-_VALUE, _KEY, _HEADERS, _TIMESTAMP = map(methodcaller, ("value", "key", "headers", "timestamp"))
+_TOPIC, _PARTITION, _ERROR, _VALUE = map(methodcaller, ("topic", "partition", "error", "value"))
 
-
-class BrokerUnreachableError(PipelineError):
-    """No broker answers. Nothing is lost: the offsets stay where they are."""
-
-
-class OffsetOutOfRangeError(PipelineError):
-    """The log no longer holds, or does not yet hold, the offset that the database wants to read next."""
-
-    def __init__(self, topic: str, partition: int, offset: int) -> None:
-        super().__init__(f"{topic}[{partition}]: offset {offset} is not in the log")
-        self.topic, self.partition, self.offset = topic, partition, offset
-
-
-@dataclass(frozen=True, slots=True)
-class TopicInfo:
-    """A topic as the broker describes it. ``topic_id`` tells a recreated topic from the one before."""
-
-    topic: str
-    topic_id: str | None
-    partitions: tuple[int, ...]
+#: The log does not hold the offset that was asked for, or no longer the one that was read before it.
+_MOVED = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._LOG_TRUNCATION)
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where to read a partition from, and in which epoch of its log."""
+    """Where to read a log from. With the leader epoch of the message before, a broker that supports it tells
+    when that message is no longer in the log (KIP-320)."""
 
-    epoch: int
     next_offset: int
+    leader_epoch: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class LogEnd:
-    """Where the log of a partition ends (``high_offset``), and where we are in it."""
+    """Where a log ends (``high_offset``), and where we are in it."""
 
-    epoch: int
     next_offset: int
     high_offset: int
 
@@ -81,119 +58,170 @@ class LogEnd:
 
 
 class LogReader:
-    """Reads the logs of some topics. Not thread-safe; one per process."""
+    """Reads the logs of some partitions. Not thread-safe; one per process.
+
+    Attributes:
+        moved: logs that do not hold the offset to read next, with what the client said. They are set aside
+            until the next ``assign``; the others go on.
+        troubles: what else is wrong with single topics or partitions, since ``describe``.
+        cluster: where the logs are.
+    """
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        self.cluster = KafkaCluster(settings)
         self._consumer: Consumer | None = None
-        self._admin: AdminClient | None = None
         self._positions: dict[TopicPartitionKey, Position] = {}
+        self._logs: dict[TopicPartitionKey, LogPartition] = {}
         self._described: dict[str, TopicInfo | None] = {}
         self._at_end: set[TopicPartitionKey] = set()
         self._reached: set[TopicPartitionKey] = set()
+        self._aside: set[TopicPartitionKey] = set()
+        self._silent: set[TopicPartitionKey] = set()
+        self._doubted: dict[TopicPartitionKey, tuple[int, int] | None] = {}
+        self._in_doubt = False
         self._queue_empty = False
+        self.moved: dict[LogPartition, str] = {}
+        self.troubles: dict[str, str] = {}
 
     # ------------------------------------------------------------------ what there is
 
     def describe(self, topics: Sequence[str]) -> dict[str, TopicInfo]:
-        """The topics that exist, by name.
+        """The topics that exist, by name. One that may not be described is left out and is in `troubles`.
 
         Raises:
             BrokerUnreachableError: names the brokers and the remedy.
         """
-        found: dict[str, TopicInfo] = {}
-        for topic, future in self._describe(topics).items():
-            try:
-                described = future.result(timeout=METADATA_TIMEOUT_S)
-            except KafkaException as error:
-                if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
-                    continue
-                raise self._unreachable(str(error)) from error
-            except TimeoutError as error:
-                raise self._unreachable("no answer") from error
-            partitions = tuple(sorted(partition.id for partition in described.partitions))
-            found[topic] = TopicInfo(topic, str(described.topic_id or "") or None, partitions)
+        found, self.troubles = self.cluster.describe(topics)
         self._start_afresh_if_changed({topic: found.get(topic) for topic in topics})
         return found
 
     def _start_afresh_if_changed(self, now: Mapping[str, TopicInfo | None]) -> None:
         """A client of librdkafka knows added partitions minutes later, and of a topic that was made again it goes
         on asking for the old one (github.com/confluentinc/librdkafka/issues/4898). A new client knows at once."""
-        if any(self._described.get(topic, info) != info for topic, info in now.items()):
+        if any(_differs(self._described.get(topic, info), info) for topic, info in now.items()):
             self.close()
         self._described |= now
 
-    def _describe(self, topics: Sequence[str]) -> dict[str, Any]:
-        if self._admin is None:
-            self._admin = AdminClient(self._settings.kafka_config() | {"log_level": 0})
-        return self._admin.describe_topics(TopicCollection(list(topics)), request_timeout=METADATA_TIMEOUT_S)
-
     def bounds(self, topic: str, partition: int) -> tuple[int, int]:
-        """First offset held and the end, as the broker answers; the end may fall short, the start does not."""
+        """First offset held and the end, as the broker answers; the end may fall short, the start does not.
+
+        Raises:
+            BrokerUnreachableError: the leader of the partition does not answer.
+        """
         try:
             low, high = self._client().get_watermark_offsets(
                 TopicPartition(topic, partition), timeout=METADATA_TIMEOUT_S
             )
         except KafkaException as error:
-            raise self._unreachable(str(error)) from error
+            raise self.cluster.unreachable(f"{topic}[{partition}]: {error}") from error
         return int(low), int(high)
 
-    def ends(self) -> dict[TopicPartitionKey, LogEnd]:
-        """How far we are in each assigned log, and its end, as the last fetches told."""
+    def ends(self) -> dict[LogPartition, LogEnd]:
+        """How far we are in each assigned log, and its end, as the last fetches told. What a transaction that is
+        still open holds back lies between the two."""
         ends = {}
         for key, position in self._positions.items():
-            high = position.next_offset
-            if key not in self._at_end:
-                _, cached = self._client().get_watermark_offsets(TopicPartition(*key), cached=True)
-                high = max(high, int(cached))
-            ends[key] = LogEnd(position.epoch, position.next_offset, high)
+            _, cached = self._client().get_watermark_offsets(TopicPartition(*key), cached=True)
+            high = max(position.next_offset, int(cached))
+            ends[self._logs[key]] = LogEnd(position.next_offset, high)
         return ends
 
-    def ask_ends(self) -> dict[TopicPartitionKey, LogEnd]:
-        """The same, asked of the broker: for when nothing is fetched.
+    def ask_ends(self) -> dict[LogPartition, LogEnd]:
+        """The same, asked of the broker: for when nothing is fetched. A partition that does not answer is left
+        out and is in `troubles`.
 
         Raises:
-            BrokerUnreachableError: no answer.
+            BrokerUnreachableError: none answers.
         """
-        return {
-            key: LogEnd(at.epoch, at.next_offset, max(at.next_offset, self.bounds(*key)[1]))
-            for key, at in self._positions.items()
-        }
+        ends = {}
+        for key, at in self._positions.items():
+            try:
+                ends[self._logs[key]] = LogEnd(at.next_offset, max(at.next_offset, self.bounds(*key)[1]))
+            except BrokerUnreachableError as error:
+                self._note(key, str(error))
+                if not ends:
+                    raise
+        return ends
 
     # ------------------------------------------------------------------ reading
 
-    def assign(self, positions: Mapping[TopicPartitionKey, Position]) -> None:
+    def assign(self, positions: Mapping[LogPartition, Position]) -> None:
         """Read on from these positions. Keeps what was fetched ahead where nothing changed."""
-        self._reached = set()
-        if dict(positions) == self._positions:
+        self._reached, self.moved = set(), {}
+        wanted = {(log.topic, log.partition): at for log, at in positions.items()}
+        fresh = not self._positions
+        self._logs = {(log.topic, log.partition): log for log in positions}
+        gone = {key for key, at in self._positions.items() if wanted.get(key) != at} | self._aside | self._ahead()
+        begun = [key for key in wanted if key in gone or key not in self._positions]
+        assigned = [TopicPartition(*key) for key in gone if key not in self._aside]
+        self._positions, self._aside = wanted, set()
+        self._at_end -= gone
+        if self._in_doubt:
+            self._doubted, self._in_doubt = dict.fromkeys(wanted), False
+        if fresh:
+            self._client().assign([_place(key, at) for key, at in wanted.items()])
             return
-        self._positions = dict(positions)
-        self._at_end = set()
-        self._client().assign(
-            [TopicPartition(topic, part, at.next_offset) for (topic, part), at in positions.items()]
-        )
+        if assigned:
+            self._client().incremental_unassign(assigned)
+        if begun:
+            self._client().incremental_assign([_place(key, wanted[key]) for key in begun])
+
+    def _ahead(self) -> set[TopicPartitionKey]:
+        """Partitions of which the client has handed out more than we know of: never, unless there is a bug."""
+        held = [TopicPartition(*key) for key in self._positions if key not in self._aside]
+        where = self._client().position(held) if held else ()
+        return {
+            (one.topic, one.partition)
+            for one in where
+            if one.offset > self._positions[one.topic, one.partition].next_offset
+        }
+
+    def set_aside(self, logs: Mapping[LogPartition, int]) -> None:
+        """Read these no further, until the next ``assign``; they stand at the given offsets again."""
+        for log, next_offset in logs.items():
+            self._positions[log.topic, log.partition] = Position(next_offset)
+            self._set_aside((log.topic, log.partition))
+
+    def _set_aside(self, key: TopicPartitionKey) -> None:
+        if key not in self._aside:
+            self._aside.add(key)
+            self._client().incremental_unassign([TopicPartition(*key)])
 
     def forget(self) -> None:
         """The positions are not to be trusted, as after a rollback: the next ``assign`` starts afresh."""
-        self._positions = {}
-        self._at_end, self._reached = set(), set()
+        self._positions, self._logs = {}, {}
+        self._at_end, self._reached, self._aside, self._silent = set(), set(), set(), set()
+        self._in_doubt = True
 
     @property
     def at_end(self) -> bool:
         """Whether every assigned log was read to an end since ``assign``.
 
         Not to all ends at one moment: where messages keep coming, that moment never is, and a reader would
-        chase the tail until its time is over.
+        chase the tail until its time is over. Logs that are set aside, or were silent lately, do not count.
         """
-        return self._queue_empty and len(self._at_end | self._reached) == len(self._positions)
+        done = self._at_end | self._reached | self._aside | self._silent
+        return self._queue_empty and len(done) >= len(self._positions)
 
     def read(self, max_messages: int, max_bytes: int, deadline: float) -> list[MessageSlice]:
         """Messages up to the bounds, the end of all logs, or the deadline (``time.monotonic``).
 
+        Whatever it raises, the positions are forgotten: what was taken by then is read again.
+
         Raises:
             BrokerUnreachableError: neither messages nor ends of logs arrive.
-            OffsetOutOfRangeError: names topic, partition and offset.
         """
+        try:
+            slices = self._collect(max_messages, max_bytes, deadline)
+            self._advance(slices)
+        except BaseException:
+            self.forget()
+            raise
+        return [part for part in slices.values() if part.next_offset > part.from_offset]
+
+    def _collect(
+        self, max_messages: int, max_bytes: int, deadline: float
+    ) -> dict[TopicPartitionKey, MessageSlice]:
         slices: dict[TopicPartitionKey, MessageSlice] = {}
         messages = size = 0
         silent_since = time.monotonic()
@@ -211,11 +239,18 @@ class LogReader:
             if self.at_end or now >= deadline:
                 break
             if not chunk and now - silent_since > SILENCE_S:
-                if not messages:
-                    raise self._unreachable(f"nothing arrived for {SILENCE_S:.0f} s")
+                self._accept_silence(messages)
                 break
-        self._advance(slices)
-        return [part for part in slices.values() if part.next_offset > part.from_offset]
+        return slices
+
+    def _accept_silence(self, messages: int) -> None:
+        """Some partitions answer and others do not: those are not waited for until they do."""
+        if not messages and not self._at_end and not self._reached:
+            raise self.cluster.unreachable(f"nothing arrived for {SILENCE_S:.0f} s")
+        self._silent = self._positions.keys() - self._at_end - self._reached - self._aside
+        if not messages:
+            for key in self._silent:
+                self._note(key, f"nothing arrived for {SILENCE_S:.0f} s")
 
     def _take(self, chunk: Sequence[Any], slices: dict[TopicPartitionKey, MessageSlice]) -> tuple[int, int]:
         """Append a chunk, run by run: messages of one partition mostly follow each other."""
@@ -229,14 +264,12 @@ class LogReader:
                 for message in messages:
                     self._take_error(message, message.error(), slices)
                 continue
-            part = self._slice(key, slices)
+            if key in self._aside:
+                continue  # queued before it was set aside
             values = list(map(_VALUE, messages))
-            part.offsets.extend(map(_OFFSET, messages))
-            part.kafka_times_ms.extend([kind_and_ms[1] for kind_and_ms in map(_TIMESTAMP, messages)])
-            part.values.extend(values)
-            part.keys.extend(map(_KEY, messages))
-            part.headers.extend(map(_HEADERS, messages))
+            append(self._slice(key, slices), messages, values)
             self._at_end.discard(key)
+            self._silent.discard(key)
             taken += len(messages)
             size += sum([len(value) for value in values if value is not None])
         return taken, size
@@ -245,99 +278,89 @@ class LogReader:
         known = slices.get(key)
         if known is not None:
             return known
-        position = self._positions[key]
-        part = MessageSlice(key[0], position.epoch, key[1], position.next_offset, position.next_offset)
+        at = self._positions[key]
+        part = MessageSlice(self._logs[key], at.next_offset, at.next_offset, leader_epoch=at.leader_epoch)
         slices[key] = part
         return part
 
     def _take_error(self, message: Any, error: KafkaError, slices: dict[TopicPartitionKey, MessageSlice]) -> None:
         code = error.code()
         key = (message.topic(), message.partition())
+        if key in self._aside:
+            return
+        if key not in self._positions:
+            if error.fatal():
+                raise self.cluster.unreachable(str(error))
+            return  # of the client as a whole: it tries again by itself, and silence says when that is in vain
+        self._silent.discard(key)
+        self._reached.add(key)
         if code == KafkaError._PARTITION_EOF:
             part = self._slice(key, slices)
             part.next_offset = max(part.next_offset, message.offset())
             self._at_end.add(key)
-            self._reached.add(key)
-        elif code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
-            raise OffsetOutOfRangeError(*key, self._positions[key].next_offset)
-        elif not error.retriable() and error.fatal():
-            raise self._unreachable(str(error))
+        elif code in _MOVED:
+            self.moved[self._logs[key]] = error.str()
+            self._set_aside(key)
+        else:
+            self._note(key, error.str())
 
-    def _advance(self, slices: Mapping[TopicPartitionKey, MessageSlice]) -> None:
+    def _note(self, key: TopicPartitionKey, what: str) -> None:
+        self.troubles[f"{key[0]}[{key[1]}]"] = what
+
+    def _advance(self, slices: dict[TopicPartitionKey, MessageSlice]) -> None:
         """Close the slices: their ends, the holes inside them, and our own positions."""
-        for key, part in slices.items():
-            if part.offsets:
-                part.next_offset = max(part.next_offset, part.offsets[-1] + 1)
-            part.gaps = _gaps(part)
-            part.kafka_times_ms = _representable(part.kafka_times_ms)
-            self._positions[key] = Position(part.epoch, part.next_offset)
+        for key, part in list(slices.items()):
+            close(part)
+            if key in self._doubted and self._reads_again(key, part):
+                del slices[key]
+                continue
+            self._positions[key] = Position(part.next_offset, part.leader_epoch)
+
+    def _reads_again(self, key: TopicPartitionKey, part: MessageSlice) -> bool:
+        """After an error, a gap right at the beginning is believed only when it is seen a second time."""
+        leading = next((gap for gap in part.gaps if gap[0] == part.from_offset), None)
+        seen = self._doubted[key]
+        if leading is None or (seen is not None and seen[0] == leading[0]) or key in self._aside:
+            del self._doubted[key]
+            return False
+        self._doubted[key] = leading
+        self._at_end.discard(key)
+        self._reached.discard(key)
+        self._client().seek(TopicPartition(*key, part.from_offset))
+        return True
 
     # ------------------------------------------------------------------ the rest
 
     def commit(self) -> None:
         """Tell Kafka how far we are, for lag tools only; what counts is in the database."""
         offsets = [TopicPartition(*key, at.next_offset) for key, at in self._positions.items()]
-        if offsets:
-            self._client().commit(offsets=offsets, asynchronous=True)
+        try:
+            if offsets:
+                self._client().commit(offsets=offsets, asynchronous=True)
+        except KafkaException as error:
+            self.troubles["group offsets"] = str(error)
 
     def close(self) -> None:
-        if self._consumer is not None:
-            self._consumer.close()
-            self._consumer = None
+        consumer, self._consumer = self._consumer, None
         self.forget()
+        if consumer is not None:
+            consumer.close()
 
     def _client(self) -> Consumer:
         if self._consumer is None:
-            self._consumer = Consumer(
-                self._settings.kafka_config()
-                | {
-                    "group.id": self._settings.consumer_group,
-                    "enable.auto.commit": False,
-                    "enable.auto.offset.store": False,
-                    "auto.offset.reset": "error",
-                    "enable.partition.eof": True,
-                    "isolation.level": "read_committed",
-                    "fetch.wait.max.ms": 100,
-                    "fetch.error.backoff.ms": 100,
-                    "queued.max.messages.kbytes": QUEUED_KIB,
-                    "queued.min.messages": 200_000,
-                    # Checked by length when it arrives, so that one large message cannot stop its partition.
-                    "fetch.message.max.bytes": 32 * 1024 * 1024,
-                    "fetch.max.bytes": 64 * 1024 * 1024,
-                    "receive.message.max.bytes": 128 * 1024 * 1024,
-                    "log_level": 0,  # errors come back from calls, with a remedy
-                    "reconnect.backoff.ms": 200,
-                }
-            )
+            self._consumer = Consumer(self.cluster.consumer_config())
         return self._consumer
 
-    def _unreachable(self, detail: str) -> BrokerUnreachableError:
-        return BrokerUnreachableError(
-            f"Kafka at {self._settings.kafka_brokers} does not answer ({detail}); "
-            "check KAFKA_BROKERS and that the broker runs; reading goes on where it stopped"
-        )
+
+def _differs(before: TopicInfo | None, now: TopicInfo | None) -> bool:
+    """Whether a client would have to learn of it: that a leader is away for a while it learns by itself."""
+    if before is None or now is None:
+        return before is not now
+    partitions = [sorted(one.partitions + one.leaderless) for one in (before, now)]
+    return before.topic_id != now.topic_id or partitions[0] != partitions[1]
 
 
-def _representable(times_ms: list[int]) -> list[int]:
-    """The times, or where one is outside of `KAFKA_TIMES_MS` (it was unknown, or nonsense), the nearest."""
-    first, last = KAFKA_TIMES_MS
-    if not times_ms or (min(times_ms) >= first and max(times_ms) <= last):
-        return times_ms
-    return [min(max(time_ms, first), last) for time_ms in times_ms]
-
-
-def _gaps(part: MessageSlice) -> list[tuple[int, int]]:
-    """Half-open ranges of offsets between ``from_offset`` and ``next_offset`` without a message."""
-    gaps: list[tuple[int, int]] = []
-    expected = part.from_offset
-    offsets = part.offsets
-    if offsets and offsets[0] == expected and offsets[-1] - expected + 1 == len(offsets):
-        expected = offsets[-1] + 1  # contiguous, as nearly always
-    else:
-        for offset in offsets:
-            if offset > expected:
-                gaps.append((expected, offset))
-            expected = offset + 1
-    if part.next_offset > expected:
-        gaps.append((expected, part.next_offset))
-    return gaps
+def _place(key: TopicPartitionKey, at: Position) -> TopicPartition:
+    if at.leader_epoch is None or at.leader_epoch < 0:
+        return TopicPartition(*key, at.next_offset)
+    return TopicPartition(*key, at.next_offset, leader_epoch=at.leader_epoch)

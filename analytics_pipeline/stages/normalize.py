@@ -158,7 +158,7 @@ def _keys(domain: Domain) -> Keys:
 
 
 def latest(columns: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    """One row an identity: of several, the later by (Kafka time, log, partition, offset, ordinal).
+    """One row an identity: of several, the later by (Kafka time, log, offset, ordinal).
 
     Args:
         columns: ``event_time, series_id, sample_key`` (the identity), ``kafka_time, log_id, partition, offset,
@@ -173,7 +173,6 @@ def latest(columns: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any
             for name in (
                 "ordinal",
                 "offset",
-                "partition",
                 "log_id",
                 "kafka_time",
                 "sample_key",

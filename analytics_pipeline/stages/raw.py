@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import datetime, tzinfo
 from operator import attrgetter
 from typing import Any
 
@@ -18,10 +18,11 @@ import numpy.typing as npt
 import polars as pl
 
 from analytics_pipeline.domains.base import Domain
-from analytics_pipeline.records import HOUR_US
+from analytics_pipeline.messages import MessageSlice
+from analytics_pipeline.records import HOUR_US, from_us
 from analytics_pipeline.stages.payload_bytes import not_utf8
 
-#: What decoding a payload may raise because of the payload. Anything else is a bug and must surface.
+#: What decoding a payload may raise because of the payload. Anything else is the domain's: ``domain_error``.
 PAYLOAD_ERRORS = (msgspec.MsgspecError, RecursionError, UnicodeError)
 ERROR_CHARACTERS = 500
 #: Messages decoded in one go; one that cannot be read has all of them gone through one by one.
@@ -37,96 +38,223 @@ class Refusal:
     error: str
 
 
-@dataclass(slots=True)
-class MessageSlice:
-    """Consecutive messages of one partition, column by column; all columns have one entry a message.
-
-    ``gaps`` are half-open offset ranges inside ``[from_offset, next_offset)`` that hold no message: compacted,
-    control records, or aborted transactions.
-    """
-
-    topic: str
-    epoch: int
-    partition: int
-    from_offset: int
-    next_offset: int
-    offsets: list[int] = field(default_factory=list)
-    kafka_times_ms: list[int] = field(default_factory=list)
-    values: list[bytes | None] = field(default_factory=list)
-    keys: list[bytes | None] = field(default_factory=list)
-    headers: list[list[tuple[str, bytes | None]] | None] = field(default_factory=list)
-    gaps: list[tuple[int, int]] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.offsets)
-
-
 @dataclass(frozen=True, slots=True)
 class DecodedSlice:
-    """What decoding made of a slice: ``event_time_us`` holds nothing useful where refused."""
+    """What decoding made of a slice; ``event_time_us`` holds nothing useful where refused.
 
+    Attributes:
+        rows: what becomes raw events or dead letters: the messages, or the elements of those that were split.
+        origin: which message each row comes from; None: the rows are the messages.
+        whole: rows that are whole messages although their domain splits: they could not be split.
+    """
+
+    rows: MessageSlice
     event_time_us: npt.NDArray[np.int64]
     payload_bytes: npt.NDArray[np.int64]
     refusals: dict[int, Refusal]
+    origin: npt.NDArray[np.int64] | None = None
+    whole: frozenset[int] = frozenset()
 
 
-def decode_slice(messages: MessageSlice, domain: Domain | None, max_message_bytes: int) -> DecodedSlice:
-    """Event times of a slice. ``domain`` is None where no domain claims the topic."""
-    values = messages.values
-    payload_bytes = np.fromiter((len(v) if v is not None else 0 for v in values), np.int64, len(values))
+def decode_slice(
+    messages: MessageSlice,
+    domain: Domain | None,
+    max_message_bytes: int,
+    *,
+    elements: bool = False,
+    refused: Mapping[int, Refusal] | None = None,
+) -> DecodedSlice:
+    """Event times of a slice.
+
+    Args:
+        domain: None where no domain claims the topic.
+        elements: the rows are elements that were split before: each is decoded alone.
+        refused: rows that are not looked at any more.
+    """
     if domain is None:
         refusal = Refusal("unknown_topic", f"no domain claims topic {messages.topic}; add one or drop it")
-        refusals = dict.fromkeys(range(len(values)), refusal)
-        return DecodedSlice(np.zeros(len(values), np.int64), payload_bytes, refusals)
-    refusals = {}
+        refusals = dict.fromkeys(range(len(messages)), refusal)
+        return DecodedSlice(messages, np.zeros(len(messages), np.int64), _lengths(messages), refusals)
+    if domain.split is not None and not elements:
+        return _split_slice(messages, domain, max_message_bytes)
+    refusals = {**_unreadable(messages), **(refused or {})}
     seconds: list[float] = []
-    for first in range(0, len(values), CHUNK_MESSAGES):
-        seconds += _decode_chunk(
-            values[first : first + CHUNK_MESSAGES], first, domain, max_message_bytes, refusals
-        )
-    refusals |= _not_utf8(values, refusals)
-    return DecodedSlice(_to_us(seconds), payload_bytes, refusals)
+    for first in range(0, len(messages), CHUNK_MESSAGES):
+        seconds += _decode_chunk(messages, first, domain, max_message_bytes, refusals)
+    refusals |= _not_utf8(messages.values, refusals)
+    return DecodedSlice(messages, _to_us(seconds), _lengths(messages), refusals)
+
+
+def _lengths(messages: MessageSlice) -> npt.NDArray[np.int64]:
+    values = messages.values
+    return np.fromiter((len(v) if v is not None else 0 for v in values), np.int64, len(values))
+
+
+def _unreadable(messages: MessageSlice) -> dict[int, Refusal]:
+    return {row: Refusal("headers_unreadable", error) for row, error in messages.unreadable.items()}
 
 
 def _decode_chunk(
-    values: Sequence[bytes | None],
+    messages: MessageSlice,
     first: int,
     domain: Domain,
     max_message_bytes: int,
     refusals: dict[int, Refusal],
 ) -> list[float]:
     """Event times of a chunk in seconds; adds to ``refusals``."""
+    values = messages.values[first : first + CHUNK_MESSAGES]
     decode, event_time = msgspec.json.Decoder(domain.envelope).decode, domain.event_time
     try:
         if all(values) and max(map(len, values)) <= max_message_bytes:  # type: ignore[arg-type]
             moments = list(map(event_time, map(decode, values)))  # type: ignore[arg-type]  # in C: all pass here
             if None not in set(map(_ZONE, moments)):
                 return list(map(datetime.timestamp, moments))
-    except PAYLOAD_ERRORS:
-        pass  # looked at one by one
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001  # looked at one by one
+        pass
     return [
-        _seconds(value, row, decode, domain, max_message_bytes, refusals)
-        for row, value in enumerate(values, first)
+        _seconds(messages, row, decode, domain, max_message_bytes, refusals)
+        for row in range(first, first + len(values))
     ]
 
 
 def _seconds(
-    value: bytes | None,
+    messages: MessageSlice,
     row: int,
     decode: Callable[[bytes], Any],
     domain: Domain,
     max_message_bytes: int,
     refusals: dict[int, Refusal],
 ) -> float:
-    try:
-        if not value or len(value) > max_message_bytes:
-            refusals[row] = _unread(value, max_message_bytes)
-            return 0.0
-        moment = domain.event_time(decode(value))
-        return (moment if moment.tzinfo else moment.replace(tzinfo=domain.time_zone)).timestamp()
-    except PAYLOAD_ERRORS as error:
-        refusals[row] = explain(value or b"", error)
+    value = messages.values[row]
+    if row in refusals:
         return 0.0
+    if not value or len(value) > max_message_bytes:
+        refusals[row] = _unread(value, max_message_bytes)
+        return 0.0
+    try:
+        return _timestamp(domain.event_time(decode(value)), domain.time_zone, messages.kafka_times_ms[row])
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001  # whatever a domain raises is about this message alone
+        refusals[row] = _why(value, error, domain)
+        return 0.0
+
+
+def _timestamp(moment: datetime, zone: tzinfo, kafka_time_ms: int) -> float:
+    """Seconds since the Unix epoch. A local time that occurs twice, when clocks are set back, is the occurrence
+    nearer to the Kafka time, which is stored: a replay chooses alike."""
+    if moment.tzinfo:
+        return moment.timestamp()
+    either = [moment.replace(tzinfo=zone, fold=fold).timestamp() for fold in (0, 1)]
+    return min(either, key=lambda seconds: abs(seconds - kafka_time_ms / 1000))
+
+
+def _why(value: bytes, error: Exception, domain: Domain) -> Refusal:
+    if isinstance(error, PAYLOAD_ERRORS):
+        return explain(value, error)
+    said = f"domain {domain.name} raised {type(error).__name__}: {error}"
+    return Refusal("domain_error", said[:ERROR_CHARACTERS])
+
+
+# ---------------------------------------------------------------------- messages that are split
+
+
+def _split_slice(
+    messages: MessageSlice, domain: Domain, max_message_bytes: int, refused: Mapping[int, Refusal] | None = None
+) -> DecodedSlice:
+    """The elements of a slice's messages as rows; a message that cannot be split is one row, refused.
+
+    Each element is also decoded alone, as it is when its hour is rebuilt: a message of which an element reads
+    another time then is refused now.
+    """
+    origin: list[int] = []
+    values: list[bytes | None] = []
+    ordinals: list[int] = []
+    moments: list[Any] = []
+    refusals: dict[int, Refusal] = {}
+    known = {**_unreadable(messages), **(refused or {})}
+    for row in range(len(messages)):
+        split = known.get(row) or _elements(messages.values[row], domain, max_message_bytes)
+        elements: list[tuple[Any, bytes | None]]
+        if isinstance(split, Refusal):
+            refusals[len(origin)] = split
+            elements = [(None, messages.values[row])]
+        else:
+            elements = split
+        origin += [row] * len(elements)
+        ordinals += range(len(elements))
+        moments += [moment for moment, _ in elements]
+        values += [text for _, text in elements]
+    rows = _rows_of(messages, origin, values, ordinals)
+    whole = frozenset(refusals)
+    decoded = decode_slice(rows, replace(domain, split=None), max_message_bytes, refused=refusals)
+    if others := _other_times(decoded, moments, domain):
+        wrong = {origin[row]: refusal for row, refusal in others.items()}
+        return _split_slice(messages, domain, max_message_bytes, {**(refused or {}), **wrong})
+    return replace(decoded, origin=np.array(origin, np.int64), whole=whole)
+
+
+def _elements(
+    value: bytes | None, domain: Domain, max_message_bytes: int
+) -> list[tuple[Any, bytes | None]] | Refusal:
+    if not value or len(value) > max_message_bytes:
+        return _unread(value, max_message_bytes)
+    assert domain.split is not None
+    try:
+        elements: list[tuple[Any, bytes | None]] = [(moment, bytes(text)) for moment, text in domain.split(value)]
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001  # whatever a domain raises is about this message alone
+        return _not_read(value) or _why(value, error, domain)
+    return elements or Refusal("no_elements", "message splits into nothing")
+
+
+def _not_read(value: bytes) -> Refusal | None:
+    """Why a payload is no JSON, whatever the domain made of that; None where it is."""
+    try:
+        msgspec.json.decode(value)
+    except PAYLOAD_ERRORS as error:
+        return explain(value, error)
+    return None
+
+
+def _other_times(decoded: DecodedSlice, moments: Sequence[Any], domain: Domain) -> dict[int, Refusal]:
+    """Elements whose text gives another time than the split did: a fault of the domain."""
+    times = decoded.event_time_us.tolist()
+    found: dict[int, Refusal] = {}
+    for row, moment in enumerate(moments):
+        if row in decoded.refusals:
+            continue
+        try:
+            split_s = _timestamp(moment, domain.time_zone, decoded.rows.kafka_times_ms[row])
+            if round(split_s * 1e6) != times[row]:
+                said = f"domain {domain.name}: split gives {moment}, the element reads {from_us(times[row])}"
+                found[row] = Refusal("domain_error", said)
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001  # as above
+            found[row] = _why(b"", error, domain)
+    return found
+
+
+def _rows_of(
+    messages: MessageSlice, origin: Sequence[int], values: list[bytes | None], ordinals: list[int]
+) -> MessageSlice:
+    return replace(
+        messages,
+        offsets=[messages.offsets[row] for row in origin],
+        kafka_times_ms=[messages.kafka_times_ms[row] for row in origin],
+        values=values,
+        keys=[messages.keys[row] for row in origin],
+        headers=[messages.headers[row] for row in origin],
+        unreadable={},
+        ordinals=ordinals,
+    )
+
+
+# ---------------------------------------------------------------------- what cannot be read
 
 
 def _to_us(seconds: list[float]) -> npt.NDArray[np.int64]:
@@ -204,23 +332,22 @@ class GateBounds:
 
 
 def gate_frame(
-    decoded: DecodedSlice,
-    rows: npt.NDArray[np.int64],
+    event_time_us: npt.NDArray[np.int64],
     arrived_at_us: npt.NDArray[np.int64],
+    payload_bytes: npt.NDArray[np.int64],
     bounds: GateBounds,
 ) -> pl.DataFrame:
-    """What the gate of raw_events judges, one row for each of ``rows``.
+    """What the gate of raw_events judges.
 
     Columns: ``ahead_s`` event time minus arrival; ``since_start_s`` event time minus the partitions' start;
     ``since_floor_s`` start of the event's hour minus the retention floor; ``payload_bytes``.
     """
-    times = decoded.event_time_us[rows]
     return pl.DataFrame(
         {
-            "ahead_s": (times - arrived_at_us) / 1e6,
-            "since_start_s": (times - bounds.start_us) / 1e6,
-            "since_floor_s": (times // HOUR_US * HOUR_US - bounds.retention_floor_us) / 1e6,
-            "payload_bytes": decoded.payload_bytes[rows],
+            "ahead_s": (event_time_us - arrived_at_us) / 1e6,
+            "since_start_s": (event_time_us - bounds.start_us) / 1e6,
+            "since_floor_s": (event_time_us // HOUR_US * HOUR_US - bounds.retention_floor_us) / 1e6,
+            "payload_bytes": payload_bytes,
         }
     )
 

@@ -57,27 +57,31 @@ def seek(conn: Connection, topic: str, partition: int, to_offset: int) -> Stored
             f"{topic}[{partition}] was never drained; 'analytics-pipeline offsets show' lists what was"
         )
     if to_offset > row.next_offset:
-        record_gaps(conn, [Gap(topic, row.epoch, partition, row.next_offset, to_offset, SKIPPED)])
+        record_gaps(conn, [Gap(row.log, row.next_offset, to_offset, SKIPPED)])
     elif to_offset < row.next_offset:
         _refuse_stored(conn, row, to_offset)
         _reopen_gaps(conn, row, to_offset)
     with conn.cursor() as cursor:
         cursor.execute(
-            "UPDATE kafka_offset SET next_offset = %s, updated_at = now() "
-            "WHERE topic = %s AND partition = %s AND epoch = %s AND next_offset = %s",
-            (to_offset, topic, partition, row.epoch, row.next_offset),
+            "UPDATE kafka_offset SET next_offset = %s, leader_epoch = NULL, updated_at = now() "
+            "WHERE log_id = %s AND next_offset = %s",
+            (to_offset, row.log_id, row.next_offset),
         )
         if cursor.rowcount != 1:
             raise OffsetConflictError(
                 f"{topic}[{partition}]: offset {row.next_offset} is no longer the next one, a drain moved it "
                 "meanwhile; nothing was changed, try again"
             )
+        cursor.execute(
+            "UPDATE kafka_log SET begin_offset = least(begin_offset, %s) WHERE log_id = %s",
+            (to_offset, row.log_id),
+        )
     return row
 
 
 def _refuse_stored(conn: Connection, row: StoredOffset, to_offset: int) -> None:
     where = 'topic = %s AND epoch = %s AND partition = %s AND "offset" >= %s'
-    values = (row.topic, row.epoch, row.partition, to_offset)
+    values = (row.log.topic, row.log.epoch, row.log.partition, to_offset)
     with conn.cursor() as cursor:
         cursor.execute(
             f'SELECT min("offset"), max("offset") FROM (SELECT "offset" FROM raw_events WHERE {where} '
@@ -87,15 +91,15 @@ def _refuse_stored(conn: Connection, row: StoredOffset, to_offset: int) -> None:
         first, last = cursor.fetchone()
     if first is not None:
         raise RefusedError(
-            f"{row.topic}[{row.partition}]: offsets {first} to {last} are stored already and would come twice; "
-            "to read them again, materialize raw_events of their hours in the Dagster UI"
+            f"{row.log.topic}[{row.log.partition}]: offsets {first} to {last} are stored already and would come "
+            "twice; to read them again, materialize raw_events of their hours in the Dagster UI"
         )
 
 
 def _reopen_gaps(conn: Connection, row: StoredOffset, to_offset: int) -> None:
     """What is about to be read again is no gap any more, or a shorter one."""
     where = "topic = %s AND epoch = %s AND partition = %s"
-    values = (row.topic, row.epoch, row.partition)
+    values = (row.log.topic, row.log.epoch, row.log.partition)
     with conn.cursor() as cursor:
         cursor.execute(f"DELETE FROM offset_gap WHERE {where} AND from_offset >= %s", (*values, to_offset))
         cursor.execute(

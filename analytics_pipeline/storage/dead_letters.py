@@ -2,107 +2,143 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import io
+import struct
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import Any
 
-from psycopg2 import Binary
-from psycopg2.extras import execute_values
-
-from analytics_pipeline.records import DeadLetter, from_us
+from analytics_pipeline.records import DeadLetter
+from analytics_pipeline.storage.binary_copy import POSTGRES_EPOCH_US, SIGNATURE, TRAILER
 from analytics_pipeline.storage.engine import Connection
 from analytics_pipeline.storage.raw_events import headers_json
 
 ERROR_CHARACTERS = 1000
-#: One statement takes so many letters, or so many bytes of payloads, keys and headers: as SQL text they take
-#: several times their size, and a single letter may have many megabytes.
-STATEMENT_LETTERS = 500
-STATEMENT_BYTES = 8 * 1024 * 1024
+#: Bytes of one COPY: a single letter may have many megabytes.
+COPY_BYTES = 8 * 1024 * 1024
+
+_COLUMNS = (
+    'topic, epoch, partition, "offset", ordinal, stage, hour, domain, reason, error, payload, key, headers, '
+    "kafka_time, event_time, arrived_at, batch_id, is_element"
+)
+_FIELDS = struct.pack(">h", _COLUMNS.count(",") + 1)
+_NULL = struct.pack(">i", -1)
+_INT4, _INT8 = struct.Struct(">ii"), struct.Struct(">iq")
+_LENGTH = struct.Struct(">i")
+_TRUE, _FALSE = b"\0\0\0\1\1", b"\0\0\0\1\0"
+
+_INCOMING = (
+    "CREATE TEMP TABLE IF NOT EXISTS incoming_dead_letters ON COMMIT DELETE ROWS AS "
+    "SELECT topic, epoch, partition, \"offset\", ordinal, stage, hour, ''::text AS domain, reason, error, "
+    "payload, key, headers, kafka_time, event_time, arrived_at, batch_id, is_element FROM dead_letters WHERE false"
+)
+#: A domain without a number makes domain_id NULL, which the table refuses.
+_UPSERT = (
+    'INSERT INTO dead_letters (topic, epoch, partition, "offset", ordinal, stage, hour, domain_id, reason, '
+    "error, payload, key, headers, kafka_time, event_time, arrived_at, batch_id, is_element) "
+    'SELECT i.topic, i.epoch, i.partition, i."offset", i.ordinal, i.stage, i.hour, d.domain_id, i.reason, '
+    "i.error, i.payload, i.key, i.headers, i.kafka_time, i.event_time, i.arrived_at, i.batch_id, i.is_element "
+    "FROM incoming_dead_letters i LEFT JOIN domain_number d USING (domain) "
+    'ON CONFLICT (topic, epoch, partition, "offset", ordinal, stage) DO UPDATE SET hour = EXCLUDED.hour, '
+    "domain_id = EXCLUDED.domain_id, reason = EXCLUDED.reason, error = EXCLUDED.error, "
+    "payload = EXCLUDED.payload, event_time = EXCLUDED.event_time, batch_id = EXCLUDED.batch_id, "
+    "is_element = EXCLUDED.is_element"
+)
 
 
-def _text(value: str) -> str:
-    """PostgreSQL text takes neither NUL nor half of a surrogate pair."""
-    return value.replace("\x00", "\\u0000").encode("utf-8", "backslashreplace").decode()
-
-
-def _row(letter: DeadLetter, batch_id: int | None) -> tuple[object, ...]:
-    event_time = None
-    if letter.event_time_us is not None:
-        event_time = from_us(letter.event_time_us)
-    return (
-        letter.topic,
-        letter.epoch,
-        letter.partition,
-        letter.offset,
-        letter.ordinal,
-        letter.stage,
-        from_us(letter.hour_us),
-        letter.domain,
-        letter.reason,
-        _text(letter.error)[:ERROR_CHARACTERS],
-        None if letter.payload is None else Binary(letter.payload),
-        None if letter.key is None else Binary(letter.key),
-        headers_json(letter.headers),
-        from_us(letter.kafka_time_us),
-        event_time,
-        from_us(letter.arrived_at_us),
-        batch_id if letter.batch_id is None else letter.batch_id,
-    )
+def stored_error(error: str) -> str:
+    """An error as it is kept: PostgreSQL text takes neither NUL nor half of a surrogate pair."""
+    return error.replace("\x00", "\\u0000").encode("utf-8", "backslashreplace").decode()[:ERROR_CHARACTERS]
 
 
 def write(connection: Connection, letters: Sequence[DeadLetter], batch_id: int | None = None) -> None:
     """Insert, or replace what the same stage said of the same position before.
 
-    ``batch_id`` is that of letters which do not carry one yet.
+    The domains have numbers already (`domain_numbers`). ``batch_id`` is that of letters without one.
     """
+    if not letters:
+        return
     with connection.cursor() as cursor:
-        for page in _pages(letters):
-            _write_page(cursor, page, batch_id)
+        cursor.execute(_INCOMING)
+        cursor.execute("DELETE FROM incoming_dead_letters")
+        for stream in _streams(_encode(letter, batch_id) for letter in letters):
+            cursor.copy_expert(
+                f"COPY incoming_dead_letters ({_COLUMNS}) FROM STDIN (FORMAT binary)", io.BytesIO(stream)
+            )
+        cursor.execute(_UPSERT)
+        if cursor.rowcount != len(letters):
+            raise AssertionError(
+                f"{len(letters)} dead letters would become {cursor.rowcount} rows; rolled back, "
+                "please report this as a bug"
+            )
 
 
-def _pages(letters: Sequence[DeadLetter]) -> Iterator[list[DeadLetter]]:
-    page: list[DeadLetter] = []
-    size = 0
-    for letter in letters:
-        page.append(letter)
-        size += sum(len(part) for part in (letter.payload, letter.key) if part is not None)
-        size += sum(len(value) for _, value in letter.headers or () if value is not None)
-        if len(page) == STATEMENT_LETTERS or size >= STATEMENT_BYTES:
-            yield page
-            page, size = [], 0
-    if page:
-        yield page
+def _streams(rows: Iterable[bytes]) -> Iterator[bytes]:
+    """COPY streams of about `COPY_BYTES`."""
+    page, size = [SIGNATURE], 0
+    for row in rows:
+        page.append(row)
+        size += len(row)
+        if size >= COPY_BYTES:
+            yield b"".join((*page, TRAILER))
+            page, size = [SIGNATURE], 0
+    if size:
+        yield b"".join((*page, TRAILER))
 
 
-def _write_page(cursor: Any, page: Sequence[DeadLetter], batch_id: int | None) -> None:
-    execute_values(
-        cursor,
-        'INSERT INTO dead_letters (topic, epoch, partition, "offset", ordinal, stage, hour, domain, reason, '
-        "error, payload, key, headers, kafka_time, event_time, arrived_at, batch_id) VALUES %s "
-        'ON CONFLICT (topic, epoch, partition, "offset", ordinal, stage) DO UPDATE SET hour = EXCLUDED.hour, '
-        "domain = EXCLUDED.domain, reason = EXCLUDED.reason, error = EXCLUDED.error, "
-        "event_time = EXCLUDED.event_time, batch_id = EXCLUDED.batch_id",
-        [_row(letter, batch_id) for letter in page],
-        page_size=STATEMENT_LETTERS,
+def _encode(letter: DeadLetter, batch_id: int | None) -> bytes:
+    """One row of a binary COPY, in the order of `_COLUMNS`."""
+    headers = headers_json(letter.headers)
+    batch = batch_id if letter.batch_id is None else letter.batch_id
+    return b"".join(
+        (
+            _FIELDS,
+            _bytes(letter.topic.encode()),
+            _INT4.pack(4, letter.epoch),
+            _INT4.pack(4, letter.partition),
+            _INT8.pack(8, letter.offset),
+            _INT4.pack(4, letter.ordinal),
+            _bytes(letter.stage.encode()),
+            _time(letter.hour_us),
+            _bytes(letter.domain.encode()),
+            _bytes(letter.reason.encode()),
+            _bytes(stored_error(letter.error).encode()),
+            _bytes(letter.payload),
+            _bytes(letter.key),
+            _bytes(None if headers is None else b"\x01" + headers.encode()),  # jsonb's wire format, version 1
+            _time(letter.kafka_time_us),
+            _time(letter.event_time_us),
+            _time(letter.arrived_at_us),
+            _NULL if batch is None else _INT8.pack(8, batch),
+            _TRUE if letter.is_element else _FALSE,
+        )
     )
+
+
+def _bytes(value: bytes | None) -> bytes:
+    return _NULL if value is None else _LENGTH.pack(len(value)) + value
+
+
+def _time(time_us: int | None) -> bytes:
+    return _NULL if time_us is None else _INT8.pack(8, time_us - POSTGRES_EPOCH_US)
+
+
+_OF_HOUR = "hour = %s AND stage = %s AND domain_id = (SELECT domain_id FROM domain_number WHERE domain = %s)"
 
 
 def forget(connection: Connection, stage: str, hour: datetime, domain: str) -> int:
     """Drop a stage's letters of an hour before that stage is rebuilt; returns how many there were."""
     with connection.cursor() as cursor:
-        cursor.execute(
-            "DELETE FROM dead_letters WHERE hour = %s AND stage = %s AND domain = %s", (hour, stage, domain)
-        )
+        cursor.execute(f"DELETE FROM dead_letters WHERE {_OF_HOUR}", (hour, stage, domain))
         return int(cursor.rowcount)
 
 
-def forget_all(connection: Connection, stage: str, keys: Sequence[tuple[datetime, str]]) -> None:
-    """Drop a stage's letters of some (hour, domain) before that stage is rebuilt."""
+def forget_all(connection: Connection, stage: str, keys: Sequence[tuple[int, datetime]]) -> None:
+    """Drop a stage's letters of some (domain number, hour) before that stage is rebuilt."""
     if keys:
         with connection.cursor() as cursor:
             cursor.execute(
-                "DELETE FROM dead_letters d USING unnest(%s::timestamptz[], %s::text[]) w (hour, domain) "
-                "WHERE d.hour = w.hour AND d.stage = %s AND d.domain = w.domain",
+                "DELETE FROM dead_letters d USING unnest(%s::int[], %s::timestamptz[]) w (domain_id, hour) "
+                "WHERE d.hour = w.hour AND d.stage = %s AND d.domain_id = w.domain_id",
                 ([key[0] for key in keys], [key[1] for key in keys], stage),
             )
 
@@ -110,8 +146,5 @@ def forget_all(connection: Connection, stage: str, keys: Sequence[tuple[datetime
 def count(connection: Connection, stage: str, hour: datetime, domain: str) -> int:
     """A stage's letters of an hour."""
     with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT count(*) FROM dead_letters WHERE hour = %s AND stage = %s AND domain = %s",
-            (hour, stage, domain),
-        )
+        cursor.execute(f"SELECT count(*) FROM dead_letters WHERE {_OF_HOUR}", (hour, stage, domain))
         return int(cursor.fetchone()[0])

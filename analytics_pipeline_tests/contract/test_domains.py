@@ -21,12 +21,13 @@ from hypothesis import strategies as st
 from analytics_pipeline.domains import discover, registry_for
 from analytics_pipeline.domains.base import Domain, Sample, SeriesKey
 from analytics_pipeline.errors import DomainCollisionError, SettingsError
+from analytics_pipeline.messages import LogPartition, MessageSlice
 from analytics_pipeline.quality.gates import run_gate
 from analytics_pipeline.quality.suites import suite_for
 from analytics_pipeline.records import AssetName
 from analytics_pipeline.settings import Settings, load_settings
 from analytics_pipeline.stages.normalize import decode_samples
-from analytics_pipeline.stages.raw import PAYLOAD_ERRORS, MessageSlice, decode_slice
+from analytics_pipeline.stages.raw import PAYLOAD_ERRORS, decode_slice
 
 DOMAINS = discover()
 STABLE_WORD = re.compile(r"[a-z][a-z0-9_]*")
@@ -55,7 +56,7 @@ def slice_of(domain: Domain, *payloads: bytes) -> MessageSlice:
     count = len(payloads)
     none: list[Any] = [None] * count
     return MessageSlice(
-        domain.topics[0], 1, 0, 0, count, list(range(count)), [0] * count, list(payloads), none, none
+        LogPartition(domain.topics[0], 1, 0), 0, count, list(range(count)), [0] * count, list(payloads), none, none
     )
 
 
@@ -203,6 +204,7 @@ def test_a_payload_with_any_field_broken_is_refused_or_read_but_never_raises(dom
         assert set(refusals) <= {1}
         for refusal in refusals.values():
             assert STABLE_WORD.fullmatch(refusal.reason), "people count by it"
+            assert refusal.reason != "domain_error", f"event_time raised: {refusal.error}"
             assert refusal.error
     assert set(samples.row.tolist()) >= {0, 2}
 

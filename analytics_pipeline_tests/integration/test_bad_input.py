@@ -185,6 +185,7 @@ def world(judged: Judged) -> World:
 def letters_at(world: World, one: Sent) -> list[tuple[Any, ...]]:
     return world.pipeline.query(
         "SELECT stage, reason, payload, hour, error, domain, key, headers FROM dead_letters "
+        "JOIN domain_number USING (domain_id) "
         'WHERE topic = %s AND epoch = 1 AND partition = %s AND "offset" = %s',
         *(one.topic, one.partition, one.offset),
     )

@@ -251,7 +251,7 @@ def test_retention_deletes_whole_hours_below_a_floor_that_it_writes_down_first(
     }.items():
         assert query(pipeline, f"SELECT min(date_trunc('hour', {column})) FROM {table}") == [(young,)]
     assert query(pipeline, "SELECT DISTINCT floor_hour FROM retention_floor") == [(expired.floor,)]
-    assert query(pipeline, "SELECT count(*) FROM ingest_batch_range") != [(0,)]
+    assert query(pipeline, "SELECT count(*) FROM ingest_batch") != [(0,)]
 
 
 def test_the_floor_is_never_lowered(pipeline: Pipeline) -> None:

@@ -50,7 +50,7 @@ def test_tables_that_were_filled_before_become_hypertables_and_keep_every_row(
         migrate(bare_settings)
     fetch(
         bare_settings,
-        "INSERT INTO raw_events SELECT 't', 1, 0, n, NULL, NULL, now(), "
+        "INSERT INTO raw_events SELECT 't', 1, 0, n, 0, 1, NULL, NULL, now(), "
         "'2026-01-01Z'::timestamptz + n * interval '1 h', now(), 1, 'abc' FROM generate_series(1, 200) n",
     )
     insert_window(bare_settings)

@@ -30,8 +30,10 @@ def place(
 ) -> None:
     fetch(
         db,
-        "INSERT INTO kafka_offset (topic, partition, epoch, next_offset, high_offset, watermark_time, "
-        "last_kafka_time) VALUES (%s, %s, 1, 10, %s, %s, %s)",
+        "WITH log AS (INSERT INTO kafka_log (topic, partition, epoch, begin_offset, reason) "
+        "VALUES (%s, %s, 1, 0, 'test') RETURNING *) "
+        "INSERT INTO kafka_offset (topic, partition, epoch, log_id, next_offset, high_offset, watermark_time, "
+        "last_kafka_time) SELECT topic, partition, epoch, log_id, 10, %s, %s, %s FROM log",
         topic, partition, high,
         watermark and f"2026-01-01 {watermark}Z", last_kafka and f"2026-01-01 {last_kafka}Z",
     )  # fmt: skip
@@ -161,7 +163,7 @@ def test_partition_status_tells_done_pending_failed_and_quarantined(db: Settings
 def test_ingest_is_counted_by_hour_and_topic(db: Settings) -> None:
     fetch(
         db,
-        "INSERT INTO raw_events SELECT 't', 1, 0, n, NULL, NULL, now(), "
+        "INSERT INTO raw_events SELECT 't', 1, 0, n, 0, 1, NULL, NULL, now(), "
         "'2026-01-01 10:30Z'::timestamptz + n * interval '20 min', "
         "now(), 1, 'abc' FROM generate_series(0, 2) n",
     )

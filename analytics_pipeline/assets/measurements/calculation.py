@@ -32,6 +32,9 @@ from analytics_pipeline.storage import dead_letters, raw_events
 from analytics_pipeline.storage.pending_work import MAX_SERIES, Invalidation, Scope, merged_spans
 from analytics_pipeline.storage.raw_events import StoredRows
 
+#: Ordinals of one element of a message that was split; a message that was not is element 0, however many samples
+#: it has.
+ELEMENT_SAMPLES = 1024
 #: Above this share of a domain's series, a scope names time only.
 MAX_SERIES_SHARE = 0.1
 
@@ -147,7 +150,7 @@ class MeasurementCalculation:
             rows, part = {name: column[kept] for name, column in rows.items()}, part[kept]
         chosen = [work for work in works if work.key in accepted]
         whole = [work for work in chosen if work.whole]
-        dead_letters.forget_all(context.connection, SPEC.name, [(w.hour, w.domain.name) for w in whole])
+        dead_letters.forget_all(context.connection, SPEC.name, [work.key for work in whole])
         letters = [one for at, work in enumerate(works) if work.key in accepted for one in tallies[at].letters]
         dead_letters.write(context.connection, letters)
         held = table.replace_or_merge(context.connection, works, parts, rows, part, accepted)
@@ -229,9 +232,8 @@ def _columns(context: Context, chunk: _Chunk, kept: Ints) -> dict[str, Any]:
         "value": samples.value[kept],
         "kafka_time": raw.kafka_time_us[row],
         "log_id": raw.log_id[row],
-        "partition": raw.partition[row],
         "offset": raw.offset[row],
-        "ordinal": samples.ordinal[kept].astype(np.int32),
+        "ordinal": (raw.ordinal[row] * ELEMENT_SAMPLES + samples.ordinal[kept]).astype(np.int32),
     }
 
 
@@ -261,9 +263,10 @@ def _letters(context: Context, chunk: _Chunk, failed: Mapping[int, str]) -> Iter
                 epoch=origin.epoch,
                 partition=int(raw.partition[row]),
                 offset=int(raw.offset[row]),
-                ordinal=ordinal,
+                ordinal=int(raw.ordinal[row]) * ELEMENT_SAMPLES + ordinal,
                 stage=SPEC.name,
                 domain=chunk.domain.name,
+                is_element=chunk.domain.split is not None,
                 reason=refusal.reason,
                 error=refusal.error,
                 payload=raw.payload[row],

@@ -25,7 +25,7 @@ CHUNK_BATCHES = 200
 
 _FIXED = FixedTable(tuple((column.name, column.type) for column in TABLE.columns))  # type: ignore[misc]
 _NAMES = ", ".join(f'"{column.name}"' for column in TABLE.columns)
-_ORDER = ("kafka_time", "log_id", "partition", '"offset"', "ordinal")
+_ORDER = ("kafka_time", "log_id", '"offset"', "ordinal")
 _MERGE = (
     f"INSERT INTO normalized_measurements AS kept ({_NAMES}) SELECT {_NAMES} FROM incoming_measurements "
     "ON CONFLICT (domain_id, event_time, series_id, sample_key) DO UPDATE SET "
@@ -122,12 +122,12 @@ def count_letters(connection: Connection, works: Sequence[Work]) -> dict[Key, in
         return {}
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT hour, domain, count(*) FROM dead_letters WHERE hour = ANY(%s::timestamptz[]) AND stage = %s "
-            "GROUP BY hour, domain",
+            "SELECT domain_id, hour, count(*) FROM dead_letters WHERE hour = ANY(%s::timestamptz[]) AND stage = %s "
+            "GROUP BY domain_id, hour",
             (sorted({work.hour for work in works}), SPEC.name),
         )
-        counted = {(hour, domain): rows for hour, domain, rows in cursor.fetchall()}
-    return {work.key: counted.get((work.hour, work.domain.name), 0) for work in works}
+        counted = {(domain_id, hour): rows for domain_id, hour, rows in cursor.fetchall()}
+    return {work.key: counted.get(work.key, 0) for work in works}
 
 
 # ---------------------------------------------------------------------- measurements

@@ -15,13 +15,15 @@ TABLE = TableSpec(
         ),
         Column("partition", "int4", "", "Kafka partition"),
         Column("offset", "int8", "", "Kafka offset"),
+        Column("ordinal", "int4", "", "place in a message that was split"),
+        Column("domain_id", "int4", "", "number of the domain"),
         Column("kafka_time", "timestamptz", "", "Kafka timestamp of the message"),
         Column("event_time", "timestamptz", "", "when it happened, as the payload says"),
         Column("arrived_at", "timestamptz", "", "when the drain read it: plausibility is judged against this"),
         Column("batch_id", "int8", "", "the batch of the drain that wrote it"),
         Column("payload", "text", "", "the payload as it came"),
     ),
-    key=("topic", "epoch", "partition", "offset", "event_time"),
+    key=("topic", "epoch", "partition", "offset", "ordinal", "event_time"),
     time_column="event_time",
 )
 

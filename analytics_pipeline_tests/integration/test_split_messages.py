@@ -1,0 +1,196 @@
+"""Messages that carry samples of many times: every sample is a raw event of its own, in the hour of its time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from itertools import permutations
+from typing import Any
+
+import pytest
+
+from analytics_pipeline.domains import Registry
+from analytics_pipeline.errors import BelowRetentionError
+from analytics_pipeline.flow.rebuild_raw import rebuild_raw
+from analytics_pipeline.records import HOUR, hour_of
+from analytics_pipeline.storage import batches
+from analytics_pipeline.storage.engine import connection
+from analytics_pipeline.storage.offset_ranges import checksum
+from analytics_pipeline.storage.retention import expire
+from analytics_pipeline_tests.conftest import DatabaseServer, KafkaServer
+from analytics_pipeline_tests.pipeline import Pipeline, reading
+from analytics_pipeline_tests.worlds import Sent, World, open_world
+
+FIRST = hour_of(datetime.now(UTC)) - 4 * HOUR
+HOURS = [FIRST, FIRST + HOUR, FIRST + 2 * HOUR]
+TABLES = ("raw_events", "dead_letters")
+
+
+def split_trace(payload: bytes) -> list[tuple[datetime, bytes]]:
+    """A trace: what its samples share, and a list of [time, value]. Each sample becomes a plain reading."""
+    trace = json.loads(payload)
+    shared = trace["shared"]
+    texts = [
+        value.encode() if isinstance(value, str) else reading(time, value, **shared)
+        for time, value in trace["samples"]
+    ]
+    times = [datetime.fromisoformat(time) for time, _ in trace["samples"]]
+    return list(zip(times, texts, strict=True))
+
+
+def trace(sensor: str, samples: Sequence[tuple[datetime, Any]]) -> bytes:
+    return json.dumps(
+        {"shared": {"sensor_id": sensor}, "samples": [[time.isoformat(), value] for time, value in samples]}
+    ).encode()
+
+
+def over_two_hours(sensor: str, hour: int, value: float = 1.0) -> bytes:
+    """Three samples before the end of an hour, three after."""
+    edge = HOURS[hour] + HOUR
+    return trace(sensor, [(edge + timedelta(seconds=20 * n), value + n) for n in range(-3, 3)])
+
+
+@pytest.fixture
+def world(postgres_server: DatabaseServer, kafka_broker: KafkaServer) -> Iterator[World]:
+    with open_world(postgres_server, kafka_broker.bootstrap_servers, retention_days=0) as it:
+        become(it, split=split_trace)
+        yield it
+
+
+def become(world: World, **changes: Any) -> None:
+    """Another process, with the domain changed."""
+    [sensor] = world.pipeline.registry.domains
+    world.pipeline.close()
+    registry = Registry((replace(sensor, **changes),), world.pipeline.registry.topics)
+    world.pipeline = Pipeline(world.settings, world.pipeline.engine, registry)
+
+
+def fill(world: World) -> list[Sent]:
+    sent = world.send([over_two_hours("s-1", 0), over_two_hours("s-2", 1), over_two_hours("s-3", 0, 5.0)])
+    sent += world.send([over_two_hours("s-4", 1)], 1)
+    # Unreadable as a whole; one element of three that is no reading; nothing in it.
+    bad = [b"no trace", trace("s-5", [(FIRST, 1.0), (FIRST, "no reading"), (HOURS[1], 2.0)]), trace("s-6", [])]
+    sent += world.send(bad)
+    world.drain()
+    world.pipeline.settle()
+    return sent
+
+
+def rebuild(world: World, hour: datetime) -> None:
+    rebuild_raw(world.settings, world.pipeline.engine, world.pipeline.registry, hour, "by hand")
+    world.pipeline.settle()
+
+
+def letters(world: World) -> list[tuple[Any, ...]]:
+    return world.pipeline.query('SELECT "offset", ordinal, reason, is_element FROM dead_letters ORDER BY 1, 2')
+
+
+def test_each_element_is_a_raw_event_of_its_own_time_and_a_bad_one_a_dead_letter(world: World) -> None:
+    sent = fill(world)
+    rows = world.pipeline.query(
+        "SELECT date_trunc('hour', event_time), count(*), min(ordinal), max(ordinal) FROM raw_events GROUP BY 1 "
+        "ORDER BY 1"
+    )
+    assert rows == [(HOURS[0], 7, 0, 2), (HOURS[1], 13, 0, 5), (HOURS[2], 6, 3, 5)]
+    assert letters(world) == [
+        (3, 0, "not_json", False),
+        (4, 1, "not_json", True),
+        (5, 0, "no_elements", False),
+    ]
+    assert world.pipeline.count("normalized_measurements") == 26
+    sums = ", ".join(f"sum({column})::int" for column in ("messages", "raw_rows", "dead_letters"))
+    assert world.pipeline.query(f"SELECT {sums} FROM ingest_batch") == [(len(sent), 26, 3)]
+
+
+def test_a_checksum_of_the_originals_stays_with_the_batch(world: World) -> None:
+    sent = fill(world)
+    with connection(world.pipeline.engine) as conn:
+        ids = [one.batch_id for one in batches.batches_after(conn, 0)]
+        [ranges] = batches.read_ranges(conn, ids)
+    parts = [[one for one in sent if one.partition == number] for number in (0, 1)]
+    expected = [checksum([one.value for one in part], [one.offset for one in part]) for part in parts]
+    assert ranges.checksum.tolist() == expected
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))), ids=str)
+def test_hours_of_a_split_message_are_rebuilt_alone_and_in_any_order(world: World, order: tuple[int, ...]) -> None:
+    fill(world)
+    before = world.pipeline.snapshot()
+    for number in order:
+        rebuild(world, HOURS[number])
+        assert world.pipeline.snapshot() == before
+
+
+@pytest.mark.parametrize("hour", [0, 1, 2])
+def test_elements_that_vanished_come_back_whichever_hour_is_rebuilt(world: World, hour: int) -> None:
+    fill(world)
+    before = world.pipeline.snapshot()
+    with connection(world.pipeline.engine) as conn, conn.cursor() as cursor:
+        cursor.execute("DELETE FROM raw_events WHERE ordinal IN (1, 4)")
+        cursor.execute("DELETE FROM dead_letters")
+        conn.commit()
+    rebuild(world, HOURS[hour])
+    rebuild(world, hour_of(datetime.now(UTC)))  # where those without a time are
+    for one in HOURS:
+        rebuild(world, one)
+    assert world.pipeline.snapshot() == before
+
+
+def test_with_the_retention_floor_between_its_hours_a_rebuild_changes_nothing(world: World) -> None:
+    fill(world)
+    with connection(world.pipeline.engine) as conn:
+        floor = expire(conn, ["sensor"], HOURS[1] + timedelta(days=1), 1)
+    assert floor.floor == HOURS[1]
+    before = world.pipeline.snapshot(TABLES)
+    assert sorted(world.pipeline.hours()) == HOURS[1:]
+    with pytest.raises(BelowRetentionError):
+        rebuild(world, HOURS[0])
+    for hour in (HOURS[2], HOURS[1]):
+        rebuild(world, hour)
+        assert world.pipeline.snapshot(TABLES) == before
+
+
+def test_elements_that_can_be_read_now_join_the_others(world: World) -> None:
+    fill(world)
+
+    def lenient(payload: bytes) -> list[tuple[datetime, bytes]]:
+        if payload == b"no trace":
+            return [(time, reading(time, 7.0, sensor_id="late")) for time in (FIRST, HOURS[2])]
+        return split_trace(payload)
+
+    become(world, split=lenient)
+    rebuild(world, hour_of(datetime.now(UTC)))
+    assert [letter[0] for letter in letters(world)] == [4, 5]
+    rows = world.pipeline.query('SELECT ordinal, event_time FROM raw_events WHERE "offset" = 3 ORDER BY 1')
+    assert rows == [(0, FIRST), (1, HOURS[2])]
+
+
+@pytest.mark.parametrize(
+    ("split", "reason"),
+    [
+        (lambda _: [(None, b"x")], "not_json"),
+        (lambda _: [("today", reading(FIRST))], "domain_error"),
+        (lambda _: [(FIRST + HOUR, reading(FIRST))], "domain_error"),
+        (lambda _: [(FIRST, reading(FIRST).replace(b"mc-01", b"mc\x0001"))], "not_json"),
+        (lambda _: [(FIRST, reading(FIRST).replace(b"mc-01", b"mc-\xff1"))], "not_utf8"),
+        (lambda _: [(FIRST, b"")], "empty_value"),
+        (lambda _: [(FIRST, "text")], "domain_error"),
+        (lambda _: [FIRST], "domain_error"),
+        (lambda _: None, "domain_error"),
+        (lambda _: {}["samples"], "domain_error"),
+        (lambda _: [(FIRST, b"x" * 2_000_000)], "too_large"),
+        (lambda _: [(FIRST + timedelta(days=1), reading(FIRST + timedelta(days=1)))], "too_far_ahead"),
+    ],
+)
+def test_whatever_a_split_gives_is_one_dead_letter_and_its_neighbours_land(
+    world: World, split: Any, reason: str
+) -> None:
+    odd = b'{"odd": true}'
+    become(world, split=lambda payload: split(payload) if payload == odd else split_trace(payload))
+    world.send([over_two_hours("s-1", 0), odd, over_two_hours("s-2", 0)])
+    assert world.drain() == (3, 12, 1)
+    assert [(letter[0], letter[2]) for letter in letters(world)] == [(1, reason)]
+    rebuild(world, hour_of(datetime.now(UTC)))
+    assert [(letter[0], letter[2]) for letter in letters(world)] == [(1, reason)]
