@@ -92,7 +92,7 @@ def create_topics(settings: Settings, topics: Iterable[str]) -> None:
     from confluent_kafka.cimpl import NewTopic
 
     wanted = [NewTopic(topic, TOPIC_PARTITIONS, 1) for topic in topics]
-    admin = AdminClient({**settings.kafka_config()})  # kept: its answers die with it
+    admin = AdminClient({**settings.kafka_config(), "log_level": 0})  # kept: its answers die with it
     for topic, future in admin.create_topics(wanted).items():
         try:
             future.result(timeout=TOPIC_TIMEOUT_S)
