@@ -210,6 +210,8 @@ class PostgresServer:
         if not (_others_reach(self._home) and _others_reach(_binary("postgres"))):
             # A checkout under /root or in a private temporary folder: let this process, and no folder, pass.
             prefix += ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
+            # initdb asks access() for its programs, which forgets capabilities of a user who is not root.
+            prefix += ["--securebits=+no_setuid_fixup"]
         if shutil.which(prefix[0]) is None:
             raise EmbeddedServerError(
                 "PostgreSQL does not run as root, and 'setpriv' is not there to drop it; "
