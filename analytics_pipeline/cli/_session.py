@@ -50,7 +50,9 @@ def open_session(state_dir: Path, say: Callable[[str], None], *, fresh: bool = F
     Raises:
         EmbeddedServerError: a server did not start, or another stack uses the same folder.
     """
-    forget_connections()
+    ignored = forget_connections()
+    if ignored:
+        say(f"starting servers of its own, so that these variables are ignored: {', '.join(ignored)}")
     state_dir.mkdir(parents=True, exist_ok=True)
     signals = StopSignals()
     with signals.installed(), _locked(state_dir / "lock", say) as lock:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from analytics_pipeline.cli._shared import first_line
+
 if TYPE_CHECKING:
     from confluent_kafka import Producer
 
@@ -147,12 +149,21 @@ def _stream(session: Session, producer: Producer, screen: _Screen, *, stream: bo
 
 
 def _progress(session: Session) -> tuple[str, int | None]:
-    """In words, and the hours that are pending; None while nothing was drained."""
+    """In words, and the hours that are pending; None while nothing was drained, or the database does not answer.
+
+    The database may recover from a killed session, which ends all others: the pipeline goes on when it is back.
+    """
+    import psycopg2
+    from sqlalchemy.exc import SQLAlchemyError
+
     from analytics_pipeline.storage.engine import connection
 
-    with connection(session.engine) as conn, conn.cursor() as cursor:
-        cursor.execute(_PROGRESS_SQL)
-        raw, dead, hours, kpis = cursor.fetchone()
+    try:
+        with connection(session.engine) as conn, conn.cursor() as cursor:
+            cursor.execute(_PROGRESS_SQL)
+            raw, dead, hours, kpis = cursor.fetchone()
+    except (psycopg2.Error, SQLAlchemyError) as error:
+        return f"the database does not answer: {first_line(getattr(error, 'orig', None) or error)}", None
     return f"{raw:,} raw, {dead:,} dead letters, {kpis:,} KPIs, {hours:,} hours pending", hours if raw else None
 
 

@@ -94,6 +94,14 @@ class PostgresServer:
         )
         self._supervisor.wait_ready(self._child, self._answers, READY_TIMEOUT_S)
 
+    def role_password(self, name: str) -> str:
+        """The role's own password: made once, kept beside the data, readable by nobody else."""
+        path = self._home / f"{name}.password"
+        if not path.exists():
+            path.touch(mode=0o600)
+            path.write_text(secrets.token_urlsafe(24), encoding="utf-8")
+        return path.read_text(encoding="utf-8").strip()
+
     def ensure_role(self, name: str, password: str, *, create_databases: bool = False) -> None:
         """A login role that is no superuser. It may create roles, as migrations do, and read statistics."""
         flags = "LOGIN NOSUPERUSER CREATEROLE" + (" CREATEDB" if create_databases else "")
