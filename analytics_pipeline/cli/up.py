@@ -26,6 +26,8 @@ HOURS_PER_DAY = 24
 #: The live tail keeps so many hours pending: its own, and at the full hour the one before.
 LIVE_HOURS = 2
 
+AWAY = "the database does not answer"
+
 _PROGRESS_SQL = """
 SELECT (SELECT coalesce(sum(rows), 0) FROM partition_state WHERE asset = 'raw_events'),
        (SELECT count(*) FROM dead_letters),
@@ -130,7 +132,7 @@ def _stream(session: Session, producer: Producer, screen: _Screen, *, stream: bo
     from analytics_pipeline.cli import _demo_data as demo
 
     tail = demo.LiveTail(demo.load_flow(), datetime.now(UTC)) if stream else None
-    sent, look_at, caught_up = 0, 0.0, False
+    sent, look_at, caught_up, away = 0, 0.0, False, False
     while True:
         if tail is not None:
             for machine, payload in tail.due(datetime.now(UTC)):
@@ -141,6 +143,9 @@ def _stream(session: Session, producer: Producer, screen: _Screen, *, stream: bo
             session.stack.revive()
             progress, pending = _progress(session)
             screen.status.update(f"{sent:,} sent live; {progress}")
+            if away != progress.startswith(AWAY):
+                away = not away
+                screen.say(progress if away else f"the database answers again: {progress}")
             if not caught_up and pending is not None and pending <= LIVE_HOURS:
                 caught_up = True
                 screen.say(f"the history is computed: {progress}")
@@ -163,7 +168,7 @@ def _progress(session: Session) -> tuple[str, int | None]:
             cursor.execute(_PROGRESS_SQL)
             raw, dead, hours, kpis = cursor.fetchone()
     except (psycopg2.Error, SQLAlchemyError) as error:
-        return f"the database does not answer: {first_line(getattr(error, 'orig', None) or error)}", None
+        return f"{AWAY}: {first_line(getattr(error, 'orig', None) or error)}", None
     return f"{raw:,} raw, {dead:,} dead letters, {kpis:,} KPIs, {hours:,} hours pending", hours if raw else None
 
 
