@@ -20,6 +20,9 @@ PORT=${TEST_TIMESCALEDB_PORT:-25432}
 ROLE=analytics_ci
 PASSWORD_FILE=$HOME_DIR/password
 START_TIMEOUT_S=60
+# No background jobs: nothing here tests one, and the scheduler that TimescaleDB starts for each database belongs to
+# a superuser, so that the tests' role may not end it when it drops the database.
+NO_JOBS="-c timescaledb.max_background_workers=0 -c timescaledb.telemetry_level=off"
 
 if [ -f "/usr/share/postgresql/17/extension/timescaledb.control" ] ||
     grep -qs "VERSION_CODENAME=$SUITE" /etc/os-release; then
@@ -114,7 +117,6 @@ max_connections = 200
 random_page_cost = 1.1
 jit = off
 max_worker_processes = 24
-timescaledb.max_background_workers = 16
 timezone = 'UTC'
 log_timezone = 'UTC'
 CONFIG
@@ -139,7 +141,7 @@ start() {
     if ! running; then
         port_taken "$PORT" && die "port $PORT is taken; choose another with TEST_TIMESCALEDB_PORT"
         # Its own session: a Ctrl-C for the tests is not one for the server, stop ends it.
-        pg setsid pg_ctl start -s -w -t "$START_TIMEOUT_S" -D "$DATA_DIR" -o "-p $PORT" \
+        pg setsid pg_ctl start -s -w -t "$START_TIMEOUT_S" -D "$DATA_DIR" -o "-p $PORT $NO_JOBS" \
             -l "$DATA_DIR/server.log" </dev/null >&2 || {
             as_root tail -20 "$TREE$DATA_DIR/server.log" >&2
             die "TimescaleDB did not start"

@@ -29,3 +29,7 @@ class EmbeddedServerError(PipelineError):
 
 class BelowRetentionError(PipelineError):
     """An hour that retention has taken; it is not computed from what is left of it."""
+
+
+class RunEndedError(PipelineError):
+    """A run that was given up, canceled or failed tries to write: another one does its work."""

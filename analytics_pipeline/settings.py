@@ -53,7 +53,8 @@ class Settings(BaseSettings):
     db_name: str = Field("sensor_cloud_db", validation_alias=_names("DB_NAME", "TIMESCALE_DB"))
     db_user: str = Field("postgres", validation_alias=_names("DB_USER", "TIMESCALE_USER"))
     db_password: SecretStr = Field(SecretStr(""), validation_alias=_names("DB_PASSWORD", "TIMESCALE_PASSWORD"))
-    db_schema: str = Field("analytics", pattern=r"^[a-z_][a-z0-9_]{0,62}$", validation_alias="DB_SCHEMA")
+    # 55 characters: Dagster's schema has the same name with "_dagster" behind it, and PostgreSQL's names have 63.
+    db_schema: str = Field("analytics", pattern=r"^[a-z_][a-z0-9_]{0,54}$", validation_alias="DB_SCHEMA")
     db_pool_size: int = Field(4, ge=1, le=100, validation_alias="DB_POOL_SIZE")
     db_statement_timeout_s: int = Field(300, ge=1, validation_alias="DB_STATEMENT_TIMEOUT_S")
 
@@ -110,6 +111,7 @@ class Settings(BaseSettings):
     celery_broker_url: str = Field("redis://127.0.0.1:6379/0", validation_alias="CELERY_BROKER_URL")
     celery_result_backend: str = Field("redis://127.0.0.1:6379/1", validation_alias="CELERY_RESULT_BACKEND")
     backpressure_pending: int = Field(2000, ge=1, validation_alias="BACKPRESSURE_PENDING")
+    backfill_max_runs: int = Field(8, ge=1, le=1000, validation_alias="BACKFILL_MAX_RUNS")
     dagster_retention_days: int = Field(7, ge=1, validation_alias="DAGSTER_RETENTION_DAYS")
 
     env: str = Field("dev", validation_alias="ENV")
@@ -165,6 +167,11 @@ class Settings(BaseSettings):
                 "KAFKA_SECURITY_PROTOCOL: SASL takes KAFKA_SASL_MECHANISM, _USERNAME and _PASSWORD as well"
             )
         return self
+
+    @property
+    def dagster_schema(self) -> str:
+        """Where Dagster keeps its runs and events: beside the pipeline's own schema, one for each."""
+        return f"{self.db_schema}_dagster"
 
     @cached_property
     def base_window_s(self) -> int:

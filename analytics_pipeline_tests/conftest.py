@@ -47,6 +47,12 @@ TEST_POSTGRES_SETTINGS = {"fsync": "off", "shared_buffers": "256MB", "min_wal_si
 DROP_TIMEOUT_S = 20.0
 
 
+def quiet(bootstrap_servers: str) -> dict[str, str | int]:
+    """A Kafka client's settings. Brokers that come and go are part of the tests: librdkafka's lines about it would
+    drown what a test has to say; errors come back from calls."""
+    return {"bootstrap.servers": bootstrap_servers, "log_level": 0}
+
+
 @dataclass(frozen=True)
 class DatabaseServer:
     """Where the tests' database server is. ``embedded`` is None when it was given from outside."""
@@ -69,6 +75,18 @@ class DatabaseServer:
         finally:
             connection.close()
 
+    def drop(self, database: str) -> None:
+        """Drop a database and end every session in it. A server's own background workers end by themselves."""
+        deadline = time.monotonic() + DROP_TIMEOUT_S
+        while True:
+            try:
+                self.execute(f"DROP DATABASE IF EXISTS {database} WITH (FORCE)")
+                return
+            except psycopg2.errors.InsufficientPrivilege:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.2)
+
 
 @dataclass(frozen=True)
 class KafkaServer:
@@ -78,7 +96,7 @@ class KafkaServer:
     embedded: BrokerServer | None
 
     def admin(self) -> AdminClient:
-        return AdminClient({"bootstrap.servers": self.bootstrap_servers})
+        return AdminClient(quiet(self.bootstrap_servers))
 
     def create_topic(self, name: str, partitions: int) -> None:
         """Create a topic and return when it exists."""
@@ -147,20 +165,7 @@ def database(postgres_server: DatabaseServer) -> Iterator[str]:
     name = f"test_{uuid.uuid4().hex[:16]}"
     postgres_server.execute(f"CREATE DATABASE {name}")
     yield name
-    _drop(postgres_server, name)
-
-
-def _drop(server: DatabaseServer, name: str) -> None:
-    """Drop a database and every session in it, but for TimescaleDB's own, which end by themselves."""
-    deadline = time.monotonic() + DROP_TIMEOUT_S
-    while True:
-        try:
-            server.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-            return
-        except psycopg2.errors.InsufficientPrivilege:
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(0.2)
+    postgres_server.drop(name)
 
 
 @pytest.fixture
@@ -230,6 +235,6 @@ def engine(settings: Settings) -> Engine:
 @pytest.fixture
 def producer(kafka_broker: KafkaServer) -> Iterator[Producer]:
     """A producer; everything is flushed when the test ends."""
-    it = Producer({"bootstrap.servers": kafka_broker.bootstrap_servers, "message.max.bytes": 20_971_520})
+    it = Producer(quiet(kafka_broker.bootstrap_servers) | {"message.max.bytes": 20_971_520})
     yield it
     it.flush(10)

@@ -74,6 +74,13 @@ class Ui:
         assert data["__typename"] == "LaunchBackfillSuccess", data
         return str(data["backfillId"])
 
+    def cancel_backfill(self, backfill_id: str) -> str:
+        """The button "Cancel" of a backfill; returns what the page is told."""
+        data = self.ask(
+            "mutation($b: String!) { cancelPartitionBackfill(backfillId: $b) { __typename } }", b=backfill_id
+        )
+        return str(data["cancelPartitionBackfill"]["__typename"])
+
     def reexecute(self, run_id: str) -> str:
         """The button "Re-execute all" of a run; returns the new run's id."""
         data = self.ask(

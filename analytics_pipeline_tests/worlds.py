@@ -25,7 +25,7 @@ from analytics_pipeline.settings import Settings, load_settings
 from analytics_pipeline.storage.engine import connection, engine_for
 from analytics_pipeline.storage.migrate import migrate
 from analytics_pipeline.storage.pending_work import actionable_hours
-from analytics_pipeline_tests.conftest import DatabaseServer
+from analytics_pipeline_tests.conftest import DatabaseServer, quiet
 from analytics_pipeline_tests.pipeline import Pipeline
 
 #: As .ci/kafka.sh lets the broker take.
@@ -158,7 +158,7 @@ def open_world(
         kafka_topics=names,
         **options,
     )
-    producer = Producer({"bootstrap.servers": brokers, "message.max.bytes": MAX_MESSAGE_BYTES, "log_level": 2})
+    producer = Producer(quiet(brokers) | {"message.max.bytes": MAX_MESSAGE_BYTES})
     try:
         migrate(settings, {"sensor": names[:1]})
         topics = {name: "sensor" if name == names[0] else "nobody" for name in names}
@@ -170,12 +170,12 @@ def open_world(
             world.pipeline.close()
     finally:
         engine_for(settings).dispose()
-        server.execute(f"DROP DATABASE IF EXISTS {database} WITH (FORCE)")
+        server.drop(database)
 
 
 def create_topics(brokers: str, names: Sequence[str], partitions: int) -> None:
     """Create topics that take large messages, and return when every partition answers."""
-    admin = AdminClient({"bootstrap.servers": brokers})  # held: its futures fail when it is collected
+    admin = AdminClient(quiet(brokers))  # held: its futures fail when it is collected
     config = {"max.message.bytes": str(MAX_MESSAGE_BYTES)}
     made = admin.create_topics([NewTopic(name, partitions, 1, config=config) for name in names])
     for future in made.values():

@@ -82,7 +82,7 @@ END
 $$;
 
 -- Compression of what is a week old. A rebuild of such an hour rewrites more rows than the default limit on
--- decompression allows, so this role is freed of it.
+-- decompression allows: the pipeline's connections lift it (storage/engine.py).
 DO $$
 DECLARE
     extension_schema text := (SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
@@ -109,11 +109,5 @@ BEGIN
             RAISE NOTICE 'migrate: compression of % was refused (%); it stays uncompressed', target.table_name, SQLERRM;
         END;
     END LOOP;
-    BEGIN
-        EXECUTE format('ALTER ROLE CURRENT_USER IN DATABASE %I SET timescaledb.max_tuples_decompressed_per_dml_transaction = 0',
-                       current_database());
-    EXCEPTION WHEN OTHERS THEN
-        RAISE NOTICE 'migrate: timescaledb.max_tuples_decompressed_per_dml_transaction could not be lifted (%); remedy: set it to 0 for the role that runs the pipeline', SQLERRM;
-    END;
 END
 $$;

@@ -50,7 +50,9 @@ def open_session(state_dir: Path, say: Callable[[str], None], *, fresh: bool = F
     Raises:
         EmbeddedServerError: a server did not start, or another stack uses the same folder.
     """
-    forget_connections()
+    ignored = forget_connections()
+    if ignored:
+        say(f"starting servers of its own, so that these variables are ignored: {', '.join(ignored)}")
     state_dir.mkdir(parents=True, exist_ok=True)
     signals = StopSignals()
     with signals.installed(), _locked(state_dir / "lock", say) as lock:
@@ -92,7 +94,7 @@ def create_topics(settings: Settings, topics: Iterable[str]) -> None:
     from confluent_kafka.cimpl import NewTopic
 
     wanted = [NewTopic(topic, TOPIC_PARTITIONS, 1) for topic in topics]
-    admin = AdminClient({**settings.kafka_config()})  # kept: its answers die with it
+    admin = AdminClient({**settings.kafka_config(), "log_level": 0})  # kept: its answers die with it
     for topic, future in admin.create_topics(wanted).items():
         try:
             future.result(timeout=TOPIC_TIMEOUT_S)

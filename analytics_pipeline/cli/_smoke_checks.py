@@ -33,8 +33,8 @@ SELECT (SELECT count(*) FROM normalized_measurements),
 """
 _RUNS_SQL = """
 SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY end_time - start_time), count(*),
-       (SELECT count(*) FROM dagster.runs WHERE status = 'FAILURE')
-FROM dagster.runs WHERE status = 'SUCCESS'
+       (SELECT count(*) FROM analytics_dagster.runs WHERE status = 'FAILURE')
+FROM analytics_dagster.runs WHERE status = 'SUCCESS'
 """
 
 

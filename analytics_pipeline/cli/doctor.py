@@ -98,7 +98,13 @@ def _server(settings: Settings, conn: Any) -> Finding:
     return Finding("database", "ok", where)
 
 
-def _timescaledb(_settings: Settings, conn: Any) -> Finding:
+def _timescaledb(settings: Settings, conn: Any) -> Finding:
+    from analytics_pipeline.storage.migrate import unreadable_chunks
+
+    unreadable = unreadable_chunks(conn, settings.db_schema)
+    if unreadable:
+        said, _, remedy = unreadable.partition(": ")
+        return Finding("TimescaleDB", "fail", said, remedy)
     version = _one(conn, "SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'")
     if version:
         licence = _one(conn, "SELECT current_setting('timescaledb.license', true)")

@@ -1,8 +1,12 @@
-"""``analytics-pipeline status``: lag, freshness, what is pending, quarantined or failed. Changes nothing."""
+"""``analytics-pipeline status``: lag, freshness, what is pending, quarantined or failed. Changes nothing.
+
+Exit code 1 when the drain sensor has stopped ticking: every other figure here then looks as good as it did before.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import typer
@@ -12,7 +16,17 @@ from analytics_pipeline.cli._shared import AsJson, age, console, open_database, 
 from analytics_pipeline.cli.gates import reasons
 
 if TYPE_CHECKING:
+    from analytics_pipeline.settings import Settings
+    from analytics_pipeline.storage.dagster_tables import Tick
     from analytics_pipeline.storage.overview import Overview
+
+#: As orchestration/sensors.py names it; importing that would import Dagster.
+SENSOR = "drain_kafka"
+#: Dagster's daemon looks no more often than this, whatever the sensor's interval.
+DAEMON_INTERVAL_S = 5
+INTERVALS_ALLOWED = 3
+#: How long Dagster lets one tick run.
+LONGEST_TICK_S = 60
 
 
 def register(app: typer.Typer) -> None:
@@ -20,21 +34,49 @@ def register(app: typer.Typer) -> None:
 
 
 def status(as_json: AsJson = False) -> None:
-    """Show how the pipeline stands, from the database: lag is as of the last tick."""
+    """Show how the pipeline stands, from the database: lag is as of the last tick.
+
+    Exit code 1 when the drain sensor has not ticked for three of its intervals.
+    """
     from analytics_pipeline.settings import load_settings
+    from analytics_pipeline.storage.dagster_tables import last_tick
     from analytics_pipeline.storage.overview import read_overview
 
-    with open_database(load_settings()) as conn:
+    settings = load_settings()
+    with open_database(settings) as conn:
         overview = read_overview(conn)
+        tick = last_tick(conn, settings.dagster_schema, SENSOR)
+    stopped = _stopped(settings, tick, overview.now)
     if as_json:
         lags = [partition.lag_messages for partition in overview.partitions]
         lag = None if None in lags else sum(filter(None, lags))
         pending = sum(waiting.pairs for waiting in overview.waiting)
-        print_json({"lag_messages": lag, "pending_pairs": pending, "overview": overview})
-        return
-    screen = console()
-    for part in _parts(overview):
-        screen.print(part)
+        ticks = {"last_tick_at": tick.at if tick else None, "ticking": tick is not None and stopped is None}
+        print_json({"lag_messages": lag, "pending_pairs": pending, **ticks, "overview": overview})
+    else:
+        screen = console()
+        screen.print(
+            f"last tick of {SENSOR} {age(tick.at, overview.now)}" if tick else f"{SENSOR} has not ticked yet"
+        )
+        for part in _parts(overview):
+            screen.print(part)
+    if stopped:
+        typer.echo(f"error: {stopped}", err=True)
+        raise typer.Exit(1)
+
+
+def _stopped(settings: Settings, tick: Tick | None, now: datetime) -> str | None:
+    """Why the sensor is taken for stopped; None while it ticks, and before its first tick."""
+    if tick is None:
+        return None
+    interval_s = max(settings.drain_interval_s, DAEMON_INTERVAL_S)
+    allowed_s = INTERVALS_ALLOWED * interval_s + (LONGEST_TICK_S if tick.status == "STARTED" else 0)
+    if (now - tick.at).total_seconds() <= allowed_s:
+        return None
+    return (
+        f"{SENSOR} last ticked without failing {age(tick.at, now)}, its interval is {interval_s} s: nothing is "
+        "drained; see that the daemon and the code server run, and that the sensor is on"
+    )
 
 
 def _parts(seen: Overview) -> Iterator[Table | str]:

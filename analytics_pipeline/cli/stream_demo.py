@@ -43,6 +43,7 @@ def stream_demo(
         signal.signal(number, lambda *_: stopped.set())
     settings, flow = load_settings(), demo.load_flow()
     create_topics(settings, [demo.TOPIC])
+    # Not quiet: in its container, librdkafka's lines are all that says why nothing is sent.
     producer = Producer({**settings.kafka_config(), "linger.ms": 20})
     if _is_empty(settings, demo.TOPIC):
         sent = _send(producer, demo.TOPIC, ((demo.MAIN, one) for one in demo.history(flow, datetime.now(UTC))))
@@ -68,7 +69,8 @@ def _is_empty(settings: Settings, topic: str) -> bool:
     """Whether nothing was ever sent: a container that starts again must not send the history again."""
     from confluent_kafka import Consumer, TopicPartition
 
-    consumer = Consumer({**settings.kafka_config(), "group.id": f"{settings.consumer_group}.stream-demo"})
+    group = f"{settings.consumer_group}.stream-demo"
+    consumer = Consumer({**settings.kafka_config(), "group.id": group, "log_level": 0})
     try:
         metadata = consumer.list_topics(topic, timeout=KAFKA_TIMEOUT_S).topics[topic]
         return all(

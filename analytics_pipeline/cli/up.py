@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from analytics_pipeline.cli._shared import first_line
+
 if TYPE_CHECKING:
     from confluent_kafka import Producer
 
@@ -23,6 +25,8 @@ LOOK_EVERY_S = 5.0
 HOURS_PER_DAY = 24
 #: The live tail keeps so many hours pending: its own, and at the full hour the one before.
 LIVE_HOURS = 2
+
+AWAY = "the database does not answer"
 
 _PROGRESS_SQL = """
 SELECT (SELECT coalesce(sum(rows), 0) FROM partition_state WHERE asset = 'raw_events'),
@@ -128,7 +132,7 @@ def _stream(session: Session, producer: Producer, screen: _Screen, *, stream: bo
     from analytics_pipeline.cli import _demo_data as demo
 
     tail = demo.LiveTail(demo.load_flow(), datetime.now(UTC)) if stream else None
-    sent, look_at, caught_up = 0, 0.0, False
+    sent, look_at, caught_up, away = 0, 0.0, False, False
     while True:
         if tail is not None:
             for machine, payload in tail.due(datetime.now(UTC)):
@@ -139,6 +143,9 @@ def _stream(session: Session, producer: Producer, screen: _Screen, *, stream: bo
             session.stack.revive()
             progress, pending = _progress(session)
             screen.status.update(f"{sent:,} sent live; {progress}")
+            if away != progress.startswith(AWAY):
+                away = not away
+                screen.say(progress if away else f"the database answers again: {progress}")
             if not caught_up and pending is not None and pending <= LIVE_HOURS:
                 caught_up = True
                 screen.say(f"the history is computed: {progress}")
@@ -147,12 +154,21 @@ def _stream(session: Session, producer: Producer, screen: _Screen, *, stream: bo
 
 
 def _progress(session: Session) -> tuple[str, int | None]:
-    """In words, and the hours that are pending; None while nothing was drained."""
+    """In words, and the hours that are pending; None while nothing was drained, or the database does not answer.
+
+    The database may recover from a killed session, which ends all others: the pipeline goes on when it is back.
+    """
+    import psycopg2
+    from sqlalchemy.exc import SQLAlchemyError
+
     from analytics_pipeline.storage.engine import connection
 
-    with connection(session.engine) as conn, conn.cursor() as cursor:
-        cursor.execute(_PROGRESS_SQL)
-        raw, dead, hours, kpis = cursor.fetchone()
+    try:
+        with connection(session.engine) as conn, conn.cursor() as cursor:
+            cursor.execute(_PROGRESS_SQL)
+            raw, dead, hours, kpis = cursor.fetchone()
+    except (psycopg2.Error, SQLAlchemyError) as error:
+        return f"{AWAY}: {first_line(getattr(error, 'orig', None) or error)}", None
     return f"{raw:,} raw, {dead:,} dead letters, {kpis:,} KPIs, {hours:,} hours pending", hours if raw else None
 
 

@@ -94,6 +94,14 @@ class PostgresServer:
         )
         self._supervisor.wait_ready(self._child, self._answers, READY_TIMEOUT_S)
 
+    def role_password(self, name: str) -> str:
+        """The role's own password: made once, kept beside the data, readable by nobody else."""
+        path = self._home / f"{name}.password"
+        if not path.exists():
+            path.touch(mode=0o600)
+            path.write_text(secrets.token_urlsafe(24), encoding="utf-8")
+        return path.read_text(encoding="utf-8").strip()
+
     def ensure_role(self, name: str, password: str, *, create_databases: bool = False) -> None:
         """A login role that is no superuser. It may create roles, as migrations do, and read statistics."""
         flags = "LOGIN NOSUPERUSER CREATEROLE" + (" CREATEDB" if create_databases else "")
@@ -210,6 +218,8 @@ class PostgresServer:
         if not (_others_reach(self._home) and _others_reach(_binary("postgres"))):
             # A checkout under /root or in a private temporary folder: let this process, and no folder, pass.
             prefix += ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
+            # initdb asks access() for its programs, which forgets capabilities of a user who is not root.
+            prefix += ["--securebits=+no_setuid_fixup"]
         if shutil.which(prefix[0]) is None:
             raise EmbeddedServerError(
                 "PostgreSQL does not run as root, and 'setpriv' is not there to drop it; "

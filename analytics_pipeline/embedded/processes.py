@@ -16,7 +16,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from analytics_pipeline.embedded import guard
 from analytics_pipeline.embedded.stop_signals import StopSignals
@@ -71,6 +73,7 @@ class Supervisor:
         log_dir.mkdir(parents=True, exist_ok=True)
         self._signals = signals or StopSignals()
         self._children: list[Managed] = []
+        self._logs: set[Path] = set()
         self._lock = threading.RLock()
         self._guard = subprocess.Popen(
             [sys.executable, "-I", "-S", guard.__file__],
@@ -93,9 +96,13 @@ class Supervisor:
         grace_s: float = 10.0,
         tier: int = TIER_CLIENT,
     ) -> Managed:
-        """Start a child whose output goes to ``<log_dir>/<name>.log``. ``env`` adds to this environment."""
+        """Start a child whose output goes to ``<log_dir>/<name>.log``. ``env`` adds to this environment.
+
+        A child of that name that was started before keeps what it wrote: the reason of a crash is read after the
+        restart. What an earlier supervisor's children wrote is kept once, as ``<name>.log.1``.
+        """
         log_file = self.log_dir / f"{name}.log"
-        with self._signals.hold(), self._lock, log_file.open("wb") as log:
+        with self._signals.hold(), self._lock, self._open_log(log_file) as log:
             process = subprocess.Popen(
                 list(argv),
                 stdin=subprocess.DEVNULL,
@@ -109,6 +116,16 @@ class Supervisor:
             self._children.append(child)
             self._tell_guard(f"+ {child.pid} {int(stop_signal)} {grace_s} {tier}")
         return child
+
+    def _open_log(self, log_file: Path) -> BinaryIO:
+        if log_file not in self._logs:
+            self._logs.add(log_file)
+            if log_file.exists():
+                log_file.replace(log_file.with_name(f"{log_file.name}.1"))
+        elif log_file.exists():
+            with log_file.open("ab") as log:
+                log.write(f"--- started again at {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC\n".encode())
+        return log_file.open("ab")
 
     def wait_ready(self, child: Managed, ready: Callable[[], bool], timeout_s: float) -> None:
         """Poll ``ready`` until it is true.
@@ -126,6 +143,11 @@ class Supervisor:
             if time.monotonic() > deadline:
                 raise EmbeddedServerError(self._failure(child, f"not ready after {timeout_s:.0f} s"))
             time.sleep(READY_POLL_S)
+
+    @property
+    def children(self) -> Sequence[Managed]:
+        """Those that run, or ended without being stopped."""
+        return tuple(self._children)
 
     def died(self) -> list[Managed]:
         """Children that ended although nobody stopped them."""

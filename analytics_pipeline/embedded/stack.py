@@ -10,6 +10,7 @@ import shlex
 import shutil
 import socket
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from analytics_pipeline.embedded.broker import BrokerServer
+from analytics_pipeline.embedded.code_health import serves_definitions
 from analytics_pipeline.embedded.ports import LOOPBACK, choose_port
 from analytics_pipeline.embedded.postgres import PostgresServer
 from analytics_pipeline.embedded.processes import TIER_CLIENT, TIER_DRIVER, Managed, Supervisor
@@ -39,8 +41,12 @@ CONNECTION_PREFIXES = ("DB_", "TIMESCALE_", "KAFKA_", "CELERY_")
 #: Five processes import Dagster at once; a machine with one slow core takes a minute for that.
 READY_TIMEOUT_S = 180.0
 
-#: A process that ends again and again is broken, and starting it once more mends nothing.
+#: A process that ends so often within so long is broken, and starting it once more mends nothing.
 MAX_RESTARTS = 5
+RESTARTS_WITHIN_S = 600.0
+
+#: A code server that serves nothing for so long is started anew. Loading the code may take READY_TIMEOUT_S.
+CODE_SERVER_SILENT_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +92,15 @@ class Stack:
         self._say = say
         self._extra_env = dict(extra_env or {})
         self._restart: dict[str, Callable[[], Managed]] = {}
-        self._restarts: dict[str, int] = {}
+        self._restarts: dict[str, list[float]] = {}
+        self._code: Managed | None = None
+        self._code_served_at = 0.0
 
     def start_servers(self) -> None:
         """PostgreSQL with the pipeline's database and owner, the broker, and Valkey."""
         self.state_dir.mkdir(parents=True, exist_ok=True)
         self.postgres.start(self.state_dir, self._port("PostgreSQL", self._preferred.postgres))
-        self.postgres.ensure_role(OWNER, self.postgres.password)
+        self.postgres.ensure_role(OWNER, self.postgres.role_password(OWNER))
         self.postgres.ensure_database(DATABASE, OWNER)
         self.broker.start(self.state_dir, self._port("the Kafka broker", self._preferred.broker))
         self.valkey.start(self.state_dir, self._port("Valkey", self._preferred.valkey))
@@ -105,7 +113,7 @@ class Stack:
             "DB_PORT": str(self.postgres.port),
             "DB_NAME": DATABASE,
             "DB_USER": OWNER,
-            "DB_PASSWORD": self.postgres.password,
+            "DB_PASSWORD": self.postgres.role_password(OWNER),
             "KAFKA_BROKERS": self.broker.bootstrap_servers,
             "CELERY_BROKER_URL": self.valkey.url(0),
             "CELERY_RESULT_BACKEND": self.valkey.url(1),
@@ -136,7 +144,7 @@ class Stack:
         for queue in QUEUES:
             self._start_restartable(f"worker-{queue}", partial(self._start_worker, queue))
         code = self._start_code_server()
-        self.supervisor.wait_ready(code, lambda: _accepts(self._code_port), READY_TIMEOUT_S)
+        self.supervisor.wait_ready(code, self._code_serves, READY_TIMEOUT_S)
         self._start_restartable("daemon", self._start_daemon)
         web = self._start_webserver()
         self.supervisor.wait_ready(web, lambda: _answers_http(f"{self.web_url}/server_info"), READY_TIMEOUT_S)
@@ -144,22 +152,38 @@ class Stack:
             self.supervisor.wait_ready(worker, partial(_says_ready, worker), READY_TIMEOUT_S)
 
     def revive(self) -> None:
-        """Start again what ended by itself, as a service manager would.
+        """Start again what ended, or serves nothing any more, as a service manager would.
 
         Raises:
             EmbeddedServerError: a server ended, and the rest cannot go on without it; or one ended too often.
         """
         for child in self.supervisor.died():
-            start = self._restart.get(child.name)
-            self._restarts[child.name] = self._restarts.get(child.name, 0) + 1
-            if start is None or self._restarts[child.name] > MAX_RESTARTS:
-                code = child.process.returncode
-                raise EmbeddedServerError(
-                    f"{child.name} ended with code {code}. The end of {child.log_file}:\n{child.log_tail()}"
-                )
-            self._say(f"{child.name} ended with code {child.process.returncode}: starting it again")
-            self.supervisor.stop(child)
-            start()
+            self._start_again(child, f"ended with code {child.process.returncode}")
+        if self._code is not None and self._code.running and self._code_is_silent():
+            self._start_again(self._code, "serves no definitions any more")
+
+    def _start_again(self, child: Managed, what: str) -> None:
+        start = self._restart.get(child.name)
+        if start is None or self._restarted_too_often(child.name):
+            raise EmbeddedServerError(f"{child.name} {what}. The end of {child.log_file}:\n{child.log_tail()}")
+        self._say(f"{child.name} {what}: starting it again; its log: {child.log_file}")
+        self.supervisor.kill(child)
+        start()
+
+    def _restarted_too_often(self, name: str) -> bool:
+        now = time.monotonic()
+        recent = [at for at in self._restarts.get(name, []) if now - at < RESTARTS_WITHIN_S]
+        self._restarts[name] = [*recent, now]
+        return len(recent) >= MAX_RESTARTS
+
+    def _code_serves(self) -> bool:
+        served = serves_definitions(LOOPBACK, self._code_port)
+        if served:
+            self._code_served_at = time.monotonic()
+        return served
+
+    def _code_is_silent(self) -> bool:
+        return not self._code_serves() and time.monotonic() - self._code_served_at > CODE_SERVER_SILENT_S
 
     def _start_restartable(self, name: str, start: Callable[[], Managed]) -> None:
         self._restart[name] = start
@@ -181,11 +205,15 @@ class Stack:
         return self._launch_code_server()
 
     def _launch_code_server(self) -> Managed:
-        return self._python(
+        # Not "code-server start": that is a proxy which lives on when the process that serves the code is killed,
+        # and nobody starts another one.
+        self._code = self._python(
             "code-server",
-            *("-m", "dagster", "code-server", "start", "-m", CODE_MODULE, "--location-name", "analytics_pipeline"),
+            *("-m", "dagster", "api", "grpc", "-m", CODE_MODULE, "--location-name", "analytics_pipeline"),
             *("--host", LOOPBACK, "--port", str(self._code_port), "--use-python-environment-entry-point"),
         )
+        self._code_served_at = time.monotonic() + READY_TIMEOUT_S  # it has so long to load the code
+        return self._code
 
     def _start_daemon(self) -> Managed:
         arguments = ("-m", "dagster._daemon", "run", "-w", str(self._workspace()))
@@ -231,24 +259,18 @@ class Stack:
         return choice.port
 
 
-def forget_connections() -> None:
-    """Take addresses and credentials out of this process: a stack of its own must reach its own servers."""
-    for name in known_variables():
-        if name.startswith(CONNECTION_PREFIXES):
-            os.environ.pop(name, None)
+def forget_connections() -> list[str]:
+    """Take addresses and credentials out of this process: a stack of its own must reach its own servers.
+
+    Returns the names of the variables that were set, in order.
+    """
+    names = sorted(name for name in known_variables() if name.startswith(CONNECTION_PREFIXES))
+    return [name for name in names if os.environ.pop(name, None) is not None]
 
 
 def _says_ready(worker: Managed) -> bool:
     """Celery's own word, after it imported everything and reached its broker."""
     return " ready." in worker.log_file.read_text(encoding="utf-8", errors="replace")
-
-
-def _accepts(port: int) -> bool:
-    try:
-        with socket.create_connection((LOOPBACK, port), timeout=1.0):
-            return True
-    except OSError:
-        return False
 
 
 def _answers_http(url: str) -> bool:

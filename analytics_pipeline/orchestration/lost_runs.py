@@ -1,4 +1,4 @@
-"""Fails runs that can no longer begin: queued once, and gone from the queue. Run monitoring does not see them.
+"""Ends runs that wait for a worker in vain: gone from the queue, or of a canceled backfill. Dagster ends neither.
 
 A run waits in the queue with the status "starting", as long as it takes. When Valkey restarts empty, or a worker
 dies between fetching and beginning, it would wait for ever, and its hours with it.
@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 
 import structlog
 from dagster import DagsterInstance, DagsterRunStatus
+from dagster._core.execution.backfill import BulkActionStatus
 
 from analytics_pipeline.orchestration.runs import UnfinishedRun
 
@@ -40,6 +41,25 @@ def fail_lost(instance: DagsterInstance, unfinished: Sequence[UnfinishedRun], no
         text = "Its task is in no queue and with no worker: it cannot begin any more."
         _fail(instance, run_id, DagsterRunStatus.STARTING, text)
     return never_sent + forgotten
+
+
+def cancel_of_canceled_backfills(instance: DagsterInstance, unfinished: Sequence[UnfinishedRun]) -> list[str]:
+    """Cancel the runs of canceled backfills that were launched and have not begun, and return their ids.
+
+    Dagster cancels those that run and those in its queue, and waits for the others to be computed.
+    """
+    waiting = [run for run in unfinished if run.backfill and run.status is DagsterRunStatus.STARTING]
+    canceled = {name for name in {run.backfill for run in waiting} if name and _is_canceled(instance, name)}
+    ended = [run.run_id for run in waiting if run.backfill in canceled]
+    for run_id in ended:
+        log.info("run of a canceled backfill ended before it began", run_id=run_id)
+        instance.run_launcher.terminate(run_id)
+    return ended
+
+
+def _is_canceled(instance: DagsterInstance, backfill_id: str) -> bool:
+    backfill = instance.get_backfill(backfill_id)
+    return backfill is not None and backfill.status in (BulkActionStatus.CANCELING, BulkActionStatus.CANCELED)
 
 
 def _forgotten(instance: DagsterInstance, unfinished: Sequence[UnfinishedRun], now: datetime) -> list[str]:

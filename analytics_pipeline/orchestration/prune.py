@@ -84,12 +84,16 @@ _PER_BATCH = {
     "runs": "DELETE FROM runs r USING old_run o WHERE r.run_id = o.run_id AND o.drop AND o.run_id = ANY(:runs)",
 }
 
-#: What no run reported: the drain's materializations and verdicts that newer ones replaced; and old ticks.
+#: What no run reported: the drain's materializations and verdicts that newer ones replaced; what is left of runs
+#: that a person deleted while they worked; and old ticks.
 _AT_THE_END = {
     "event_logs": """
         DELETE FROM event_logs e
-        WHERE e.run_id = '' AND e.timestamp < to_timestamp(:cutoff) AT TIME ZONE 'UTC'
-            AND e.dagster_event_type IN ('ASSET_MATERIALIZATION', 'ASSET_CHECK_EVALUATION')
+        WHERE e.timestamp < to_timestamp(:cutoff) AT TIME ZONE 'UTC'
+            AND CASE e.run_id
+                WHEN '' THEN e.dagster_event_type IN ('ASSET_MATERIALIZATION', 'ASSET_CHECK_EVALUATION')
+                ELSE NOT EXISTS (SELECT FROM runs r WHERE r.run_id = e.run_id)
+            END
             AND NOT EXISTS (SELECT FROM latest_materialization l WHERE l.id = e.id)
             AND NOT EXISTS (SELECT FROM latest_verdict v WHERE v.event_id = e.id)
         """,

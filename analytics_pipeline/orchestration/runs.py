@@ -6,11 +6,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from dagster import DagsterInstance, DagsterRunStatus, RunRecord, RunsFilter
+from dagster import DagsterInstance, DagsterRun, DagsterRunStatus, RunRecord, RunsFilter
 
-from analytics_pipeline.orchestration.partitions import HourRange, range_of_run
+from analytics_pipeline.orchestration.partitions import HourRange, key_of, last_partition_hour, range_of_run
 from analytics_pipeline.orchestration.planning import ClaimedRun, RunState
-from analytics_pipeline.orchestration.tags import BACKFILL_QUEUE, CLAIM_TAG, LIVE_QUEUE, PARENT_RUN_TAG, QUEUE_TAG
+from analytics_pipeline.orchestration.tags import (
+    BACKFILL_QUEUE,
+    BACKFILL_TAG,
+    CLAIM_TAG,
+    LIVE_QUEUE,
+    PARENT_RUN_TAG,
+    PARTITION_TAG,
+    QUEUE_TAG,
+    RANGE_END_TAG,
+    RANGE_START_TAG,
+)
 
 UNFINISHED = (
     DagsterRunStatus.QUEUED,
@@ -33,6 +43,7 @@ class UnfinishedRun:
     claim: str | None
     queue: str
     created_at: datetime
+    backfill: str | None = None
 
 
 def unfinished_runs(instance: DagsterInstance) -> list[UnfinishedRun]:
@@ -49,7 +60,27 @@ def _view(record: RunRecord) -> UnfinishedRun:
         claim=None if PARENT_RUN_TAG in tags else tags.get(CLAIM_TAG),
         queue=tags.get(QUEUE_TAG, BACKFILL_QUEUE),
         created_at=record.create_timestamp.astimezone(UTC),
+        backfill=tags.get(BACKFILL_TAG),
     )
+
+
+def why_not_to_run(run: DagsterRun, first_hour: datetime, now: datetime) -> str | None:
+    """What is wrong with the hours that a run names, with the remedy; None for a run that can be executed.
+
+    Dagster's page offers only what exists. Its API takes anything, and such a run would end in success without a
+    materialization, or with Dagster's own stack trace.
+    """
+    if not run.asset_selection:
+        return None
+    hours = range_of_run(run.tags)
+    named = {name: run.tags[name] for name in (PARTITION_TAG, RANGE_START_TAG, RANGE_END_TAG) if name in run.tags}
+    last_hour = last_partition_hour(now)
+    remedy = f"choose partitions from {key_of(first_hour)} (PARTITIONS_START) to {key_of(last_hour)}"
+    if hours is None:
+        return f"this run names no hour that is a partition: {named or 'no partition tag'}; {remedy}"
+    if not first_hour <= hours.first <= hours.last <= last_hour:
+        return f"this run names hours that have no partition: {named}; {remedy}"
+    return None
 
 
 def busy_hours(runs: Iterable[UnfinishedRun], live_from: datetime) -> frozenset[datetime]:

@@ -42,6 +42,7 @@ from analytics_pipeline.orchestration.tags import (
     CODE_TAG,
     INCREMENTAL,
     LIVE_QUEUE,
+    LONGEST_TIME_TAG,
     MODE_TAG,
     QUEUE_TAG,
 )
@@ -57,6 +58,9 @@ from analytics_pipeline.storage.profile import raw_totals
 log = structlog.get_logger(__name__)
 
 SENSOR_NAME = "drain_kafka"
+
+#: A live run takes seconds. One that hangs holds the one slot that live data has; its work is asked for again.
+LIVE_RUN_LONGEST_S = 120
 
 #: Batches reported together at most. What is left goes with the next tick.
 MAX_BATCHES_PER_TICK = 200
@@ -95,10 +99,16 @@ def tick(
     *,
     claims: bool = True,
 ) -> SensorResult:
-    """One evaluation: drain, report, ask. ``claims``: whether the runs asked for will be started."""
+    """One evaluation: drain, report, ask.
+
+    ``claims``: whether this tick is real, so that its reports are kept and the runs that it asks for are started.
+    A test in the UI deletes no verdict and ends no run.
+    """
     drained, rows = _drain(pipeline, now)
     unfinished = unfinished_runs(instance)
-    lost_runs.fail_lost(instance, unfinished, now)
+    if claims:
+        lost_runs.fail_lost(instance, unfinished, now)
+        lost_runs.cancel_of_canceled_backfills(instance, unfinished)
     with pipeline.connection() as conn:
         selection = _select(pipeline.settings, conn, cursor, now)
         totals = raw_totals(conn, list(selection.shares))
@@ -110,7 +120,8 @@ def tick(
             if any(request.queue == LIVE_QUEUE for request in plan.requests):
                 notify(conn, "superseded")  # the live run that lingers makes room
             conn.commit()
-    forget_verdicts(instance, RAW_EVENTS, [key_of(hour) for hour in selection.shares])
+    if claims:
+        forget_verdicts(instance, RAW_EVENTS, [key_of(hour) for hour in selection.shares])
     requests = [_run_request(request) for request in plan.requests]
     words = _words(drained, selection, plan)
     log.info("tick", words=words, requests=len(requests), hours_reported=len(selection.shares))
@@ -226,6 +237,7 @@ def _run_request(request: Request) -> RunRequest:
             MODE_TAG: INCREMENTAL,
             CLAIM_TAG: request.claim,
             CODE_TAG: fingerprint.LOADED,
+            **({LONGEST_TIME_TAG: str(LIVE_RUN_LONGEST_S)} if request.queue == LIVE_QUEUE else {}),
         },
     )
 

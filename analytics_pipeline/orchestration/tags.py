@@ -20,6 +20,10 @@ LIVE_QUEUE: Final = "live"
 #: Also where runs without a queue tag go: those of the UI, and backfills.
 BACKFILL_QUEUE: Final = "backfill"
 
+BACKFILL_TAG: Final = "dagster/backfill"
+#: Seconds after which Dagster's run monitoring ends a run.
+LONGEST_TIME_TAG: Final = "dagster/max_runtime"
+
 PARTITION_TAG: Final = "dagster/partition"
 RANGE_START_TAG: Final = "dagster/asset_partition_range_start"
 RANGE_END_TAG: Final = "dagster/asset_partition_range_end"

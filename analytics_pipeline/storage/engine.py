@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -18,6 +18,16 @@ APPLICATION_NAME = "analytics-pipeline"
 #: then a dead worker's session would hold the lock on its hour.
 CLIENT_CHECK_MS = 5000
 
+#: How soon this side notices that the server is out of reach: 20 s for what was sent and not acknowledged, and
+#: 10 + 3 x 5 s of silence. Without them a connection through a network that swallows packets hangs for hours.
+TCP_LIMITS: Mapping[str, int] = {
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+
 #: A psycopg2 connection. COPY needs the driver itself, so that storage speaks psycopg2 and the engine pools.
 Connection = Any
 
@@ -28,21 +38,36 @@ def make_engine(settings: Settings, *, database: str | None = None) -> Engine:
         f"-c search_path={settings.db_schema},public -c timezone=UTC "
         f"-c statement_timeout={settings.db_statement_timeout_s * 1000} "
         f"-c idle_in_transaction_session_timeout={settings.db_statement_timeout_s * 1000} "
-        f"-c client_connection_check_interval={CLIENT_CHECK_MS}"
+        f"-c client_connection_check_interval={CLIENT_CHECK_MS} "
+        # Rebuilding a compressed hour decompresses more rows than TimescaleDB's default limit. PostgreSQL without
+        # TimescaleDB takes the name as a placeholder.
+        "-c timescaledb.max_tuples_decompressed_per_dml_transaction=0"
     )
+    limits = {"connect_timeout": 10, **TCP_LIMITS}
     engine = create_engine(
         settings.db_url(database),
         pool_size=settings.db_pool_size,
         max_overflow=settings.db_pool_size,
         pool_pre_ping=True,
-        connect_args={"options": options, "application_name": APPLICATION_NAME, "connect_timeout": 10},
+        connect_args={"options": options, "application_name": APPLICATION_NAME, **limits},
     )
 
-    @event.listens_for(engine, "reset")
-    def _roll_back(connection: Any, _record: Any, _state: Any) -> None:
-        connection.rollback()
-
+    event.listen(engine, "reset", _forget_session)
     return engine
+
+
+def _forget_session(connection: Any, _record: Any, _state: Any) -> None:
+    """Leave no transaction and no advisory lock on a connection that goes back to the pool.
+
+    Nobody would wait for such a lock's owner: it is held for as long as the connection lives.
+    """
+    if connection.closed:
+        return
+    connection.rollback()
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_unlock_all()")
+    connection.autocommit = False
 
 
 @lru_cache(maxsize=8)

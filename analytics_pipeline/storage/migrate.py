@@ -111,6 +111,7 @@ def migrate(
     with _migration_connection(settings) as conn:
         _ensure_schema(conn, settings.db_schema)
         _lock(conn, settings.db_schema)
+        _refuse_what_is_not_ours(conn, settings, files)
         on_notice_text = _try_timescaledb(settings, conn)
         if on_notice_text:
             on_notice(on_notice_text)
@@ -187,6 +188,48 @@ def _ensure_schema(conn: Connection, schema: str) -> None:
 def _lock(conn: Connection, schema: str) -> None:
     with conn.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_lock(hashtext('analytics_pipeline.migrate'), hashtext(%s))", (schema,))
+
+
+def _refuse_what_is_not_ours(conn: Connection, settings: Settings, files: Sequence[SqlFile]) -> None:
+    """Stop before anything is changed where these files do not lead on from what is there."""
+    with conn.cursor() as cursor:
+        cursor.execute("SELECT to_regclass('schema_migration') IS NOT NULL")
+        recorded = {name for name, _ in _recorded(cursor)} if cursor.fetchone()[0] else set()
+        gone = sorted(recorded - {file.name for file in files})
+        if files and gone:
+            raise MigrationError(
+                f"schema {settings.db_schema} of database {settings.db_name} was made by a version that cannot be "
+                f"updated (it applied {', '.join(gone)}): name another in DB_SCHEMA or DB_NAME, or run "
+                f'DROP SCHEMA "{settings.db_schema}" CASCADE, and migrate again; the pipeline reads again what '
+                "Kafka still has (with 'make demo': run 'make clean')"
+            )
+        text = unreadable_chunks(conn, settings.db_schema)
+        if text:
+            raise MigrationError(text)
+
+
+def unreadable_chunks(conn: Connection, schema: str) -> str | None:
+    """What is wrong, with the remedy, where compressed chunks read as empty: under the Apache licence they do."""
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "SELECT to_regclass('timescaledb_information.chunks') IS NOT NULL "
+            "AND current_setting('timescaledb.license', true) = 'apache'"
+        )
+        if not cursor.fetchone()[0]:
+            return None
+        cursor.execute(
+            "SELECT count(*), string_agg(DISTINCT hypertable_name, ', ') FROM timescaledb_information.chunks "
+            "WHERE hypertable_schema = %s AND is_compressed",
+            (schema,),
+        )
+        chunks, tables = cursor.fetchone()
+    if not chunks:
+        return None
+    return (
+        f"{chunks} compressed chunks of {tables} read as empty under timescaledb.license = 'apache': set it to "
+        "'timescale' and restart the server; to leave that licence, first decompress them there (SELECT "
+        f"decompress_chunk(chunk, true) FROM show_chunks('{schema}.<table>') AS chunk)"
+    )
 
 
 def _try_timescaledb(settings: Settings, conn: Connection) -> str | None:

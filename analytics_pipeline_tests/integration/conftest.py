@@ -57,7 +57,7 @@ class World:
             dbname=env["DB_NAME"],
             user=env["DB_USER"],
             password=env["DB_PASSWORD"],
-            options="-c search_path=analytics,dagster -c timezone=UTC",
+            options="-c search_path=analytics,analytics_dagster -c timezone=UTC",
         )
 
     def send_readings(self, hour: datetime, count: int, **more: Any) -> None:
@@ -111,7 +111,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             db_port=stack.postgres.port,
             db_name=stack.environment["DB_NAME"],
             db_user=stack.environment["DB_USER"],
-            db_password=stack.postgres.password,
+            db_password=stack.environment["DB_PASSWORD"],
             celery_broker_url=stack.environment["CELERY_BROKER_URL"],
         )
         migrate(settings, registry_for(settings).domain_topics)

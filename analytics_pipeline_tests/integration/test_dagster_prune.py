@@ -76,28 +76,29 @@ CREATE TEMP TABLE clone AS
     SELECT n, gen_random_uuid()::text AS run_id,
         to_char(%(first)s::timestamptz + interval '1 hour' * (n / %(per_hour)s), 'YYYY-MM-DD-HH24:MI') AS key
     FROM generate_series(0, %(clones)s - 1) n;
-INSERT INTO dagster.runs (run_id, snapshot_id, pipeline_name, mode, status, run_body, partition, create_timestamp,
-        update_timestamp, start_time, end_time)
+INSERT INTO analytics_dagster.runs (run_id, snapshot_id, pipeline_name, mode, status, run_body, partition,
+        create_timestamp, update_timestamp, start_time, end_time)
     SELECT c.run_id, r.snapshot_id, r.pipeline_name, r.mode, r.status,
         replace(replace(r.run_body, r.run_id, c.run_id), %(key)s, c.key), r.partition,
         r.create_timestamp - interval '9 days' + interval '5 seconds' * c.n,
         r.update_timestamp - interval '9 days' + interval '5 seconds' * c.n,
         r.start_time - 777600 + 5 * c.n, r.end_time - 777600 + 5 * c.n
-    FROM dagster.runs r, clone c WHERE r.run_id = %(run)s;
-INSERT INTO dagster.run_tags (run_id, key, value)
+    FROM analytics_dagster.runs r, clone c WHERE r.run_id = %(run)s;
+INSERT INTO analytics_dagster.run_tags (run_id, key, value)
     SELECT c.run_id, t.key, replace(t.value, %(key)s, c.key)
-    FROM dagster.run_tags t, clone c WHERE t.run_id = %(run)s;
-INSERT INTO dagster.event_logs (run_id, event, dagster_event_type, timestamp, step_key, asset_key, partition)
+    FROM analytics_dagster.run_tags t, clone c WHERE t.run_id = %(run)s;
+INSERT INTO analytics_dagster.event_logs (run_id, event, dagster_event_type, timestamp, step_key, asset_key,
+        partition)
     SELECT c.run_id, replace(replace(e.event, e.run_id, c.run_id), %(key)s, c.key), e.dagster_event_type,
         e.timestamp - interval '9 days' + interval '5 seconds' * c.n, e.step_key, e.asset_key,
         replace(e.partition, %(key)s, c.key)
-    FROM clone c, dagster.event_logs e WHERE e.run_id = %(run)s ORDER BY c.n, e.id;
-INSERT INTO dagster.asset_check_executions (asset_key, check_name, partition, run_id, execution_status,
+    FROM clone c, analytics_dagster.event_logs e WHERE e.run_id = %(run)s ORDER BY c.n, e.id;
+INSERT INTO analytics_dagster.asset_check_executions (asset_key, check_name, partition, run_id, execution_status,
         evaluation_event, evaluation_event_timestamp, evaluation_event_storage_id)
     SELECT x.asset_key, x.check_name, c.key, c.run_id, x.execution_status,
         replace(replace(x.evaluation_event, x.run_id, c.run_id), %(key)s, c.key),
         x.evaluation_event_timestamp, x.evaluation_event_storage_id
-    FROM clone c, dagster.asset_check_executions x WHERE x.run_id = %(run)s ORDER BY c.n, x.id;
+    FROM clone c, analytics_dagster.asset_check_executions x WHERE x.run_id = %(run)s ORDER BY c.n, x.id;
 DROP TABLE clone;
 ANALYZE;
 """
@@ -174,15 +175,16 @@ def test_a_failure_that_nothing_made_good_stays(
     clone_run(settings, template, TEMPLATE_HOUR + HOUR, 3)
     with connection(engine_for(settings)) as conn, conn.cursor() as cursor:
         # The last of the three failed, as if its materializations had never been.
-        cursor.execute("SELECT run_id FROM dagster.runs ORDER BY id DESC LIMIT 1")
+        cursor.execute("SELECT run_id FROM analytics_dagster.runs ORDER BY id DESC LIMIT 1")
         last = cursor.fetchone()[0]
         cursor.execute(
-            "UPDATE dagster.runs SET status = 'FAILURE', run_body = replace(run_body, 'SUCCESS', 'FAILURE') "
-            "WHERE run_id = %s",
+            "UPDATE analytics_dagster.runs SET status = 'FAILURE', "
+            "run_body = replace(run_body, 'SUCCESS', 'FAILURE') WHERE run_id = %s",
             (last,),
         )
         cursor.execute(
-            "DELETE FROM dagster.event_logs WHERE run_id = %s AND dagster_event_type = 'ASSET_MATERIALIZATION'",
+            "DELETE FROM analytics_dagster.event_logs WHERE run_id = %s "
+            "AND dagster_event_type = 'ASSET_MATERIALIZATION'",
             (last,),
         )
         conn.commit()

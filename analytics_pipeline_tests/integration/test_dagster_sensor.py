@@ -10,12 +10,21 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Producer
-from dagster import AssetMaterialization, DagsterInstance, SensorResult
+from dagster import (
+    AssetCheckEvaluation,
+    AssetCheckKey,
+    AssetKey,
+    AssetMaterialization,
+    DagsterInstance,
+    DagsterRunStatus,
+    SensorResult,
+)
+from dagster._core.test_utils import create_run_for_test
 
 from analytics_pipeline.domains import Registry
 from analytics_pipeline.orchestration.partitions import key_of
 from analytics_pipeline.orchestration.resources import DRAIN_LOCK, Pipeline
-from analytics_pipeline.orchestration.sensors import tick
+from analytics_pipeline.orchestration.sensors import LIVE_RUN_LONGEST_S, tick
 from analytics_pipeline.orchestration.tags import CLAIM_TAG, CODE_TAG, MODE_TAG, QUEUE_TAG
 from analytics_pipeline.records import DERIVED, HOUR, hour_of
 from analytics_pipeline.settings import Settings
@@ -64,6 +73,7 @@ def test_a_tick_reports_what_it_drained_and_asks_for_a_live_run(
     assert [key.to_user_string() for key in request.asset_selection or ()] == list(DERIVED)
     assert request.tags["dagster/partition"] == key_of(CURRENT)
     assert request.tags[QUEUE_TAG] == "live"
+    assert request.tags["dagster/max_runtime"] == str(LIVE_RUN_LONGEST_S)
     assert request.tags[MODE_TAG] == "incremental"
     assert {CLAIM_TAG, CODE_TAG} <= request.tags.keys()
     assert request.run_key == f"{request.tags[CLAIM_TAG]}:1"
@@ -203,6 +213,31 @@ def test_testing_the_sensor_in_the_ui_claims_no_hour(
     with pipeline.connection() as conn:
         assert read_claims(conn) == {}
     assert len(tick(pipeline, instance, None, NOW).run_requests or ()) == 1
+
+
+def test_testing_the_sensor_in_the_ui_deletes_no_verdict_and_ends_no_run(
+    pipeline: Pipeline, instance: DagsterInstance, producer: Producer, topic: str
+) -> None:
+    send(producer, topic, [reading(NOW)])
+    first = tick(pipeline, instance, None, NOW)
+    for event in first.asset_events:
+        if isinstance(event, AssetCheckEvaluation):
+            instance.report_runless_asset_event(event)
+    lost = create_run_for_test(instance, status=DagsterRunStatus.NOT_STARTED)
+    key = AssetCheckKey(AssetKey("raw_events"), "gate")
+
+    def outlives() -> tuple[int, object]:
+        found = instance.get_run_by_id(lost.run_id)
+        verdicts = instance.event_log_storage.get_asset_check_execution_history(key, limit=10)
+        return len(verdicts), found and found.status
+
+    before = outlives()
+    assert before == (1, DagsterRunStatus.NOT_STARTED)
+    later = NOW + timedelta(hours=1)
+    tick(pipeline, instance, None, later, claims=False)
+    assert outlives() == before
+    tick(pipeline, instance, None, later)
+    assert outlives() == (0, DagsterRunStatus.FAILURE)
 
 
 def test_a_year_of_history_is_asked_for_in_ranges_oldest_first_and_reported_bit_by_bit(

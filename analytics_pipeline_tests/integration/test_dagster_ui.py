@@ -156,7 +156,7 @@ def test_a_run_that_waits_in_the_queue_can_be_terminated(world: World) -> None:
         running = world.ui.materialize(["kpis"], key_of(first))
         wait_for(lambda: world.ui.run(running)["status"] == "STARTED", 20, "the start")
         queued = world.ui.materialize(["kpis"], key_of(second))
-        assert world.ui.run(queued)["status"] == "STARTING"
+        wait_for(lambda: world.ui.run(queued)["status"] == "STARTING", 20, "its place behind the other")
         # Dagster offers only the forced way for a run that has not started.
         assert world.ui.terminate(queued, force=True) == "TerminateRunSuccess"
         assert world.ui.wait(queued, timeout_s=5)["status"] == "CANCELED"

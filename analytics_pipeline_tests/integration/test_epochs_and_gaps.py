@@ -51,7 +51,7 @@ def recreate(world: World, kafka_broker: KafkaServer, partitions: int) -> None:
     """
     if kafka_broker.embedded is not None:
         world.pipeline.close()
-    admin = AdminClient({"bootstrap.servers": world.settings.kafka_brokers})
+    admin = AdminClient({"bootstrap.servers": world.settings.kafka_brokers, "log_level": 0})
     admin.delete_topics([world.topic])[world.topic].result(timeout=20)
     deadline = time.monotonic() + 20
     while True:
@@ -73,7 +73,7 @@ def add_partitions(kafka_broker: KafkaServer, topic: str, partitions: int) -> No
 
 def begin_next_epoch(world: World) -> None:
     world.epoch += 1
-    world.producer = Producer({"bootstrap.servers": world.settings.kafka_brokers, "log_level": 2})
+    world.producer = Producer({"bootstrap.servers": world.settings.kafka_brokers, "log_level": 0})
 
 
 def epochs(world: World) -> list[tuple[Any, ...]]:
@@ -275,7 +275,7 @@ def test_a_topic_id_that_the_broker_tells_only_later_is_filled_in(world: World) 
 @pytest.fixture
 def transactional(kafka_broker: KafkaServer) -> Producer:
     name = f"test-{uuid.uuid4().hex}"
-    it = Producer({"bootstrap.servers": kafka_broker.bootstrap_servers, "transactional.id": name, "log_level": 2})
+    it = Producer({"bootstrap.servers": kafka_broker.bootstrap_servers, "transactional.id": name, "log_level": 0})
     it.init_transactions(20)
     return it
 

@@ -11,9 +11,11 @@ from typing import Any
 import psycopg2
 import pytest
 
+from analytics_pipeline.cli.doctor import _database as examine_database
 from analytics_pipeline.settings import Settings
 from analytics_pipeline.storage.engine import connection, engine_for
 from analytics_pipeline.storage.migrate import MigrationError, SqlFile, migrate, outdated, sql_files
+from analytics_pipeline_tests.conftest import DatabaseServer
 
 NAMES = [file.name for file in sql_files()]
 
@@ -68,6 +70,42 @@ def test_a_file_that_fails_leaves_nothing_of_itself_and_names_the_line(bare_sett
     assert there == [(True, False)]
 
 
+def test_a_database_of_the_first_version_is_refused_in_one_line_and_left_as_it_is(bare_settings: Settings) -> None:
+    old = [SqlFile("01_analytics_core.sql", "CREATE TABLE pending_mark ()")]
+    migrate(bare_settings, files=old)
+    with pytest.raises(MigrationError, match=r"it applied 01_analytics_core\.sql.*DROP SCHEMA") as refused:
+        migrate(bare_settings)
+    assert "\n" not in str(refused.value)
+    assert fetch(bare_settings, "SELECT name FROM schema_migration") == [("01_analytics_core.sql",)]
+
+
+#: What a server shows whose licence went from Community back to Apache: compression itself is not to be had here.
+COMPRESSED_UNDER_APACHE = """
+CREATE SCHEMA timescaledb_information;
+CREATE TABLE timescaledb_information.chunks (hypertable_schema text, hypertable_name text, is_compressed boolean);
+INSERT INTO timescaledb_information.chunks
+VALUES ('analytics', 'raw_events', true), ('analytics', 'raw_events', false), ('other', 'raw_events', true);
+"""
+
+
+def test_compressed_chunks_under_the_apache_licence_are_refused_with_the_remedy(
+    bare_settings: Settings, postgres_server: DatabaseServer
+) -> None:
+    if postgres_server.embedded is None:
+        pytest.skip("TimescaleDB has the real view, and in this edition nothing compressed")
+    migrate(bare_settings)
+    fetch(bare_settings, COMPRESSED_UNDER_APACHE)
+    with postgres_server.embedded._session() as superuser:
+        superuser.execute(f"ALTER DATABASE {bare_settings.db_name} SET timescaledb.license = 'apache'")
+    engine_for(bare_settings).dispose()
+    with pytest.raises(MigrationError, match=r"1 compressed chunks of raw_events .*'timescale'.*decompress_chunk"):
+        migrate(bare_settings)
+    (finding,) = (one for one in examine_database(bare_settings) if one.what == "TimescaleDB")
+    assert finding.level == "fail"
+    fetch(bare_settings, "UPDATE timescaledb_information.chunks SET is_compressed = false")
+    assert migrate(bare_settings) is not None
+
+
 def test_no_server_is_one_clear_line(bare_settings: Settings) -> None:
     with pytest.raises(MigrationError, match=r"127\.0\.0\.1:1 as .*check DB_HOST"):
         migrate(bare_settings.model_copy(update={"db_host": "127.0.0.1", "db_port": 1}))
@@ -108,7 +146,7 @@ def test_a_role_that_may_not_create_a_schema_is_told_what_to_ask_for(plain_role:
 
 def test_an_owner_without_other_rights_can_migrate(bare_settings: Settings, plain_role: Settings) -> None:
     fetch(bare_settings, f"GRANT {plain_role.db_user} TO current_user")
-    for schema in ("analytics", "dagster"):
+    for schema in ("analytics", "analytics_dagster"):
         fetch(bare_settings, f"CREATE SCHEMA {schema} AUTHORIZATION {plain_role.db_user}")
     assert migrate(plain_role) == NAMES
     assert migrate(plain_role) == []

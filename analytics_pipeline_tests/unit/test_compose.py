@@ -35,8 +35,9 @@ OF_THE_SYSTEM = ("sh", "python")
 
 
 def interpolated(text: str, environment: dict[str, str] | None = None) -> str:
-    """As Docker Compose reads it with nothing set: ``${NAME:-default}`` and ``$$``."""
-    text = re.sub(r"\$\{[A-Z_]+:-([^}]*)\}", r"\1", str(text)).replace("$$", "$")
+    """As Docker Compose reads it with only passwords set: ``${NAME:-default}``, ``${NAME:?error}`` and ``$$``."""
+    text = re.sub(r"\$\{[A-Z_]+:\?[^}]*\}", "secret", str(text))
+    text = re.sub(r"\$\{[A-Z_]+:-([^}]*)\}", r"\1", text).replace("$$", "$")
     for name, value in (environment or {}).items():
         text = text.replace(f"${name}", value)
     return text
@@ -90,8 +91,11 @@ def sub_command(argv: tuple[str, ...]) -> tuple[str, ...]:
 @pytest.mark.parametrize("argv", OUR_COMMANDS, ids=" ".join)
 def test_every_command_starts_and_takes_its_options(argv: tuple[str, ...]) -> None:
     if argv[0] in OF_THE_SYSTEM:
-        assert argv[:2] == ("python", "-c")
-        compile(argv[2], "health check", "exec")
+        if argv[1] == "-m":
+            assert importlib.util.find_spec(argv[2]), argv
+        else:
+            assert argv[:2] == ("python", "-c")
+            compile(argv[2], "health check", "exec")
         return
     words = sub_command(argv)
     answer = help_of(argv[0], words)
@@ -158,11 +162,20 @@ def test_every_service_restarts_and_says_whether_it_is_healthy() -> None:
         assert service["healthcheck"].keys() & {"test", "disable"}, name
 
 
-def test_passwords_can_be_set_from_outside() -> None:
+def test_no_password_has_a_default_that_works_silently() -> None:
+    text = (ROOT / "docker-compose.yml").read_text("utf-8")
+    uses = re.findall(r"\$\{\w*PASSWORD[^}]*\}", text)
+    assert len(uses) >= 3
+    for use in uses:
+        assert re.fullmatch(r"\$\{[A-Z_]+:\?.+\}", use), use
     for name, service in SERVICES.items():
         for variable, value in service.get("environment", {}).items():
-            if "PASSWORD" in variable:
-                assert re.fullmatch(r"\$\{[A-Z_]+:-[a-z]+\}", value), (name, variable)
+            assert "PASSWORD" not in variable or str(value).startswith("${"), (name, variable)
+
+
+def test_every_service_of_ours_gets_the_limits_that_people_change() -> None:
+    for name in OURS:
+        assert {"BACKPRESSURE_PENDING", "BACKFILL_MAX_RUNS"} <= set(SERVICES[name]["environment"]), name
 
 
 def test_everything_that_is_referred_to_is_there() -> None:

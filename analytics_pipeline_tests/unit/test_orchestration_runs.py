@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from dagster import AssetCheckEvaluation, AssetMaterialization, DagsterRunStatus
+from dagster import AssetCheckEvaluation, AssetKey, AssetMaterialization, DagsterRun, DagsterRunStatus
 
 from analytics_pipeline.errors import PipelineError, StaleCodeError
 from analytics_pipeline.orchestration.fingerprint import fingerprint, refuse_stale_code
@@ -19,7 +19,7 @@ from analytics_pipeline.orchestration.partitions import (
     range_of_run,
 )
 from analytics_pipeline.orchestration.reporting import MAX_HOURS_PER_TICK, Cursor, events, select
-from analytics_pipeline.orchestration.runs import UnfinishedRun, busy_hours
+from analytics_pipeline.orchestration.runs import UnfinishedRun, busy_hours, why_not_to_run
 from analytics_pipeline.orchestration.tags import CLAIM_TAG, CODE_TAG, MODE_TAG, PARENT_RUN_TAG
 from analytics_pipeline.records import HOUR, BatchHour, BatchReport
 from analytics_pipeline.storage.profile import RawTotals
@@ -166,3 +166,27 @@ def test_more_hours_than_a_tick_takes_are_reported_by_the_next_ticks_and_none_tw
 def test_an_unreadable_cursor_begins_anew(text: str | None) -> None:
     assert Cursor.parse(text).batch_id in (0, 1)
     assert Cursor.parse(text).until is None
+
+
+@pytest.mark.parametrize(
+    ("tags", "said"),
+    [
+        ({"dagster/partition": "2026-01-01-10:00"}, None),
+        ({"dagster/asset_partition_range_start": "2026-01-01-10:00",
+          "dagster/asset_partition_range_end": "2026-01-01-12:00"}, None),
+        ({}, "no partition tag; choose partitions from 2026-01-01-00:00"),
+        ({"dagster/partition": "2026-01-01"}, "names no hour that is a partition"),
+        ({"dagster/partition": "2025-12-31-23:00"}, "that have no partition"),
+        ({"dagster/partition": "2026-01-02-00:00"}, "to 2026-01-01-13:00"),
+        ({"dagster/asset_partition_range_start": "2026-01-01-10:00",
+          "dagster/asset_partition_range_end": "2026-01-01-09:00"}, "that have no partition"),
+    ],
+)  # fmt: skip
+def test_a_run_without_an_hour_that_exists_is_refused_with_the_remedy(
+    tags: dict[str, str], said: str | None
+) -> None:
+    run = DagsterRun("job", tags=tags, asset_selection=frozenset({AssetKey("kpis")}))
+    start, now = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, 12, 30, tzinfo=UTC)
+    found = why_not_to_run(run, start, now)
+    assert (found is None) if said is None else (found is not None and said in found)
+    assert why_not_to_run(DagsterRun("prune", tags=tags), start, now) is None
