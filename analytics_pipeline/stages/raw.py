@@ -310,7 +310,13 @@ def _field_reason(text: str) -> str:
     return "field_invalid"
 
 
+#: What the standard library takes for JSON and the standard does not, and what may hide half of a pair.
+_ODD_JSON = (b"NaN", b"Infinity", b"\\u")
+
+
 def _not_json(value: bytes, text: str) -> Refusal:
+    if value.isascii() and not any(odd in value for odd in _ODD_JSON):
+        return Refusal("not_json", text)  # nearly always: an hour may hold tens of thousands of them
     try:
         parsed: Any = json.loads(value)
         json.dumps(parsed, ensure_ascii=False).encode()
