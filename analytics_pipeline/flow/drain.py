@@ -36,6 +36,7 @@ from analytics_pipeline.storage import (
 )
 from analytics_pipeline.storage.domain_numbers import UNKNOWN_DOMAIN, DomainNumbers
 from analytics_pipeline.storage.engine import Connection, connection
+from analytics_pipeline.storage.live_signal import notify
 from analytics_pipeline.storage.locks import lock_raw_commits
 from analytics_pipeline.storage.offsets import StoredOffset
 from analytics_pipeline.storage.pending_work import Invalidation, Scope
@@ -286,6 +287,7 @@ class Drain:
                 if h.raw_rows
             ],
         )
+        notify(conn, "work")
 
 
 def _move(part: JudgedSlice, log_id: int) -> offsets.OffsetMove:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from analytics_pipeline.assets.derive import Deriver
     from analytics_pipeline.domains import Registry
     from analytics_pipeline.flow.drain import Drain
+    from analytics_pipeline.flow.drain_loop import DrainLoop
 
 #: Held for as long as a tick drains. A tick that Dagster gave up waiting for goes on in its thread: the next
 #: one must not share its consumer.
@@ -53,6 +54,7 @@ class Pipeline:
         self._domains = domains
         self._drains: dict[int, Drain] = {}
         self._derivers: dict[int, Deriver] = {}
+        self._loops: dict[int, DrainLoop] = {}
 
     @property
     def engine(self) -> Engine:
@@ -126,6 +128,15 @@ class Pipeline:
         """One tick of this process's drain, which keeps its Kafka assignment from tick to tick."""
         return self._drain().tick(now)
 
+    def drain_loop(self, drain_once: Callable[[datetime], DrainOutcome]) -> DrainLoop:
+        """The thread of this process that drains between ticks."""
+        from analytics_pipeline.flow.drain_loop import DrainLoop
+
+        pid = os.getpid()
+        if pid not in self._loops:
+            self._loops[pid] = DrainLoop(drain_once)
+        return self._loops[pid]
+
     def look(self) -> int:
         """Instead of a drain: the messages that wait in Kafka."""
         return self._drain().look()
@@ -140,6 +151,9 @@ class Pipeline:
 
     def close(self) -> None:
         """Let go of Kafka. For processes that go on without the pipeline, as tests do."""
+        loop = self._loops.pop(os.getpid(), None)
+        if loop is not None:
+            loop.stop()
         drain = self._drains.pop(os.getpid(), None)
         if drain is not None:
             drain.close()

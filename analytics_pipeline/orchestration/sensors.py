@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import structlog
 from dagster import (
@@ -46,7 +46,7 @@ from analytics_pipeline.orchestration.tags import (
     MODE_TAG,
     QUEUE_TAG,
 )
-from analytics_pipeline.records import DERIVED, HOUR, RAW_EVENTS, hour_of
+from analytics_pipeline.records import DERIVED, HOUR, RAW_EVENTS, DrainOutcome, hour_of
 from analytics_pipeline.settings import Settings
 from analytics_pipeline.storage.batches import batches_after
 from analytics_pipeline.storage.claims import delete_claims, read_claims, write_claims
@@ -61,6 +61,11 @@ SENSOR_NAME = "drain_kafka"
 
 #: A live run takes seconds. One that hangs holds the one slot that live data has; its work is asked for again.
 LIVE_RUN_LONGEST_S = 120
+
+#: How the reason of a tick begins that drained nothing because live work waits.
+PAUSED = "paused by backpressure"
+#: The first drain of a process imports Great Expectations; what it finds then, the next tick tells.
+FIRST_PASS_WITHIN_S = 3.0
 
 #: Batches reported together at most. What is left goes with the next tick.
 MAX_BATCHES_PER_TICK = 200
@@ -88,7 +93,8 @@ def _evaluate(context: SensorEvaluationContext) -> SensorResult:
     pipeline: Pipeline = context.resources.pipeline
     # Only the daemon says since when the sensor runs; "Test sensor" in the UI does not, and starts no runs.
     tested = context.last_sensor_start_time is None
-    return tick(pipeline, context.instance, context.cursor, datetime.now(UTC), claims=not tested)
+    linger = not tested and pipeline.settings.linger_s > 0
+    return tick(pipeline, context.instance, context.cursor, datetime.now(UTC), claims=not tested, linger=linger)
 
 
 def tick(
@@ -98,13 +104,14 @@ def tick(
     now: datetime,
     *,
     claims: bool = True,
+    linger: bool = False,
 ) -> SensorResult:
     """One evaluation: drain, report, ask.
 
     ``claims``: whether this tick is real, so that its reports are kept and the runs that it asks for are started.
-    A test in the UI deletes no verdict and ends no run.
+    A test in the UI deletes no verdict and ends no run. ``linger``: drain on until the next tick, in a thread.
     """
-    drained, rows = _drain(pipeline, now)
+    drained, rows = _drain(pipeline, now, linger=linger)
     unfinished = unfinished_runs(instance)
     if claims:
         lost_runs.fail_lost(instance, unfinished, now)
@@ -114,7 +121,9 @@ def tick(
         totals = raw_totals(conn, list(selection.shares))
         if claims:
             _report_commits(pipeline.settings, instance, conn, unfinished, now)
-        drained_live = rows > 0 and live_data_came(conn, hour_of(now) - HOUR, now)
+        drained_live = rows > 0 and live_data_came(
+            conn, hour_of(now) - HOUR, now - 2 * timedelta(seconds=pipeline.settings.drain_interval_s)
+        )
         plan = _plan(pipeline, instance, conn, unfinished, now, drained_live=drained_live)
         if claims:
             if any(request.queue == LIVE_QUEUE for request in plan.requests):
@@ -134,38 +143,71 @@ def tick(
     )
 
 
-def _drain(pipeline: Pipeline, now: datetime) -> tuple[str, int]:
-    """Drain unless something speaks against it; what happened, in words for people, and how many rows came."""
-    with pipeline.connection() as conn:
-        waiting = live_items(
-            conn,
-            hour_of(now) - HOUR,
-            domains=list(pipeline.domains.by_name),
-            code_version=fingerprint.LOADED,
-        )
-    limit = pipeline.settings.backpressure_pending
-    if not DRAIN_LOCK.acquire(blocking=False):
-        return "an earlier tick is still draining", 0
+def _drain(pipeline: Pipeline, now: datetime, *, linger: bool) -> tuple[str, int]:
+    """Drain; what happened since the last tick, in words for people, and how many rows came."""
     try:
-        if waiting > limit:
-            return (
-                f"paused by backpressure: {waiting} items of live work pending, limit {limit} (BACKPRESSURE_PENDING); "
-                f"Kafka keeps the rest, lag {pipeline.look()}"
-            ), 0
-        outcome = pipeline.drain(now)
+        if linger:
+            loop = pipeline.drain_loop(lambda at: drain_once(pipeline, at))
+            loop.keep_alive(pipeline.settings.linger_s, first_pass_within_s=FIRST_PASS_WITHIN_S)
+            outcome = loop.take()
+        else:
+            outcome = drain_once(pipeline, now)
     except PipelineError as error:
         # What is pending goes on without the broker.
         log.warning("drain failed", error=str(error))
         return f"not drained: {error}", 0
-    finally:
-        DRAIN_LOCK.release()
+    if outcome is None:
+        return "still draining", 0
+    troubles = "".join(f"; {trouble}" for trouble in outcome.troubles)
     if outcome.messages == 0:
-        return f"idle: {outcome.skip_reason or 'no new messages'}", 0
+        reason = outcome.skip_reason or "no new messages"
+        return (reason if reason.startswith(PAUSED) else f"idle: {reason}"), 0
     words = (
         f"drained {outcome.messages} messages in {outcome.duration_s:.2f} s ({outcome.raw_rows} rows, "
-        f"{outcome.dead_letters} dead letters), lag {outcome.lag_messages}"
+        f"{outcome.dead_letters} dead letters), lag {outcome.lag_messages}{troubles}"
     )
     return words, outcome.raw_rows
+
+
+def drain_once(pipeline: Pipeline, now: datetime) -> DrainOutcome:
+    """Drain to the end of the logs, unless live work waits that nobody gets done.
+
+    Raises:
+        PipelineError: nothing was moved; Kafka keeps the rest.
+    """
+    if not DRAIN_LOCK.acquire(blocking=False):
+        return _nothing_drained("an earlier tick is still draining", 0)
+    try:
+        with pipeline.connection() as conn:
+            waiting = live_items(
+                conn,
+                hour_of(now) - HOUR,
+                domains=list(pipeline.domains.by_name),
+                code_version=fingerprint.LOADED,
+            )
+        limit = pipeline.settings.backpressure_pending
+        if waiting > limit:
+            lag = pipeline.look()
+            words = (
+                f"{PAUSED}: {waiting} items of live work pending, limit {limit} (BACKPRESSURE_PENDING); "
+                f"Kafka keeps the rest, lag {lag}"
+            )
+            return _nothing_drained(words, lag)
+        return pipeline.drain(now)
+    finally:
+        DRAIN_LOCK.release()
+
+
+def _nothing_drained(reason: str, lag_messages: int) -> DrainOutcome:
+    return DrainOutcome(
+        batches=0,
+        messages=0,
+        raw_rows=0,
+        dead_letters=0,
+        lag_messages=lag_messages,
+        skip_reason=reason,
+        duration_s=0.0,
+    )
 
 
 def _report_commits(
