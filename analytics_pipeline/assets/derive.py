@@ -29,6 +29,7 @@ from analytics_pipeline.assets.measurements.calculation import MeasurementCalcul
 from analytics_pipeline.assets.slices import compose, halves, live_from
 from analytics_pipeline.assets.windows.calculation import WindowCalculation
 from analytics_pipeline.domains import Domain, Registry
+from analytics_pipeline.errors import RunEndedError
 from analytics_pipeline.garbage import cycle_collection_paused
 from analytics_pipeline.quality.gates import quarantines, run_gate
 from analytics_pipeline.quality.suites import suite_for
@@ -43,6 +44,7 @@ from analytics_pipeline.records import (
 )
 from analytics_pipeline.settings import Settings
 from analytics_pipeline.storage import input_versions, outcomes, partition_state, pending_work, retention
+from analytics_pipeline.storage.dagster_tables import require_started_run
 from analytics_pipeline.storage.domain_numbers import DomainNumbers
 from analytics_pipeline.storage.engine import Connection, connection
 from analytics_pipeline.storage.limits import LimitDirectory
@@ -62,7 +64,7 @@ RESTART_JITTER_S = 0.2
 #: Begun anew: nothing is wrong with the slice, another transaction was in the way.
 RESTARTED = (psycopg2.errors.SerializationFailure, psycopg2.errors.DeadlockDetected)
 #: Never split for these: they say nothing of one domain partition.
-NOT_SPLIT = (MemoryError, psycopg2.OperationalError, psycopg2.InterfaceError)
+NOT_SPLIT = (MemoryError, RunEndedError, psycopg2.OperationalError, psycopg2.InterfaceError)
 
 
 class _InputsChangedError(Exception):
@@ -275,6 +277,7 @@ class Deriver:
             )
             computed = self._calculations[run.asset].compute(context, works)
             found = self._write(run, context, works, computed, time.monotonic() - started)
+            require_started_run(conn, self._settings.dagster_schema, run.run_id)
             self._commit(conn)
         return found
 

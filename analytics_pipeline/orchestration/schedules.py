@@ -5,6 +5,7 @@
 from datetime import UTC, datetime, timedelta
 
 from dagster import (
+    DagsterInstance,
     DefaultScheduleStatus,
     JobDefinition,
     MetadataValue,
@@ -15,14 +16,22 @@ from dagster import (
     job,
     op,
 )
+from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.scheduler.instigation import SensorInstigatorData
 
 from analytics_pipeline.orchestration.prune import prune, summary
+from analytics_pipeline.orchestration.reporting import Cursor
 from analytics_pipeline.orchestration.resources import Pipeline
+from analytics_pipeline.orchestration.sensors import SENSOR_NAME
+from analytics_pipeline.storage import outcomes
+from analytics_pipeline.storage.batches import coalesce
+from analytics_pipeline.storage.pending_work import batches_named
 from analytics_pipeline.storage.retention import expire
 
 #: At night and off the full hour, when schedules of other systems run.
 PRUNE_CRON = "37 3 * * *"
 RETENTION_CRON = "23 * * * *"
+TIDY_CRON = "41 * * * *"
 
 
 @op(description="Deletes what the live path left in Dagster's storage and no page needs any more.")
@@ -49,6 +58,32 @@ def prune_dagster_storage() -> None:
     prune_storage()
 
 
+@op(description="Coalesces records of reported batches by the hour; drops outcomes that were reported long ago.")
+def tidy_records(context: OpExecutionContext, pipeline: ResourceParam[Pipeline]) -> None:
+    """See ``storage.batches.coalesce`` and ``storage.outcomes.prune``."""
+    reported = _reported_batch_id(context.instance)
+    with pipeline.connection() as conn:
+        batches_coalesced = coalesce(conn, reported, batches_named(conn)) if reported else 0
+        outcomes_dropped = outcomes.prune(conn, datetime.now(UTC))
+        conn.commit()
+    context.add_output_metadata({"batches_coalesced": batches_coalesced, "outcomes_dropped": outcomes_dropped})
+
+
+def _reported_batch_id(instance: DagsterInstance) -> int:
+    """The newest batch that the sensor has reported wholly; 0 where that is not known."""
+    for state in instance.all_instigator_state(instigator_type=InstigatorType.SENSOR):
+        data = state.instigator_data
+        if state.instigator_name == SENSOR_NAME and isinstance(data, SensorInstigatorData):
+            return Cursor.parse(data.cursor).batch_id
+    return 0
+
+
+@job(executor_def=in_process_executor)
+def tidy() -> None:
+    """Keeps the pipeline's own records small."""
+    tidy_records()
+
+
 @job(executor_def=in_process_executor)
 def retention() -> None:
     """Keeps the pipeline's tables to RETENTION_DAYS."""
@@ -56,8 +91,8 @@ def retention() -> None:
 
 
 def build_jobs() -> list[JobDefinition]:
-    """Both jobs: they can also be started by hand."""
-    return [prune_dagster_storage, retention]
+    """The jobs of the schedules: they can also be started by hand."""
+    return [prune_dagster_storage, tidy, retention]
 
 
 def build_schedules(retention_days: int) -> list[ScheduleDefinition]:
@@ -65,6 +100,7 @@ def build_schedules(retention_days: int) -> list[ScheduleDefinition]:
     on, off = DefaultScheduleStatus.RUNNING, DefaultScheduleStatus.STOPPED
     return [
         ScheduleDefinition(job=prune_dagster_storage, cron_schedule=PRUNE_CRON, default_status=on),
+        ScheduleDefinition(job=tidy, cron_schedule=TIDY_CRON, default_status=on),
         ScheduleDefinition(
             job=retention, cron_schedule=RETENTION_CRON, default_status=on if retention_days else off
         ),

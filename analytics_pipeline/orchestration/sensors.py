@@ -64,6 +64,7 @@ LIVE_RUN_LONGEST_S = 120
 
 #: How the reason of a tick begins that drained nothing because live work waits.
 PAUSED = "paused by backpressure"
+STILL_DRAINING = "an earlier tick is still draining"
 #: The first drain of a process imports Great Expectations; what it finds then, the next tick tells.
 FIRST_PASS_WITHIN_S = 3.0
 
@@ -161,7 +162,7 @@ def _drain(pipeline: Pipeline, now: datetime, *, linger: bool) -> tuple[str, int
     troubles = "".join(f"; {trouble}" for trouble in outcome.troubles)
     if outcome.messages == 0:
         reason = outcome.skip_reason or "no new messages"
-        return (reason if reason.startswith(PAUSED) else f"idle: {reason}"), 0
+        return (reason if reason.startswith((PAUSED, STILL_DRAINING)) else f"idle: {reason}"), 0
     words = (
         f"drained {outcome.messages} messages in {outcome.duration_s:.2f} s ({outcome.raw_rows} rows, "
         f"{outcome.dead_letters} dead letters), lag {outcome.lag_messages}{troubles}"
@@ -176,7 +177,7 @@ def drain_once(pipeline: Pipeline, now: datetime) -> DrainOutcome:
         PipelineError: nothing was moved; Kafka keeps the rest.
     """
     if not DRAIN_LOCK.acquire(blocking=False):
-        return _nothing_drained("an earlier tick is still draining", 0)
+        return _nothing_drained(STILL_DRAINING, 0)
     try:
         with pipeline.connection() as conn:
             waiting = live_items(

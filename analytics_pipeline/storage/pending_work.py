@@ -172,6 +172,13 @@ def _pairs(edges: Sequence[int] | None) -> Iterable[tuple[int, int]]:
     return zip(edges[::2], edges[1::2], strict=True) if edges else ()
 
 
+def batches_named(connection: Connection) -> set[int]:
+    """Batches whose rows are still to be decoded: their records must stay as they are."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT DISTINCT unnest(batches) FROM pending_work WHERE batches IS NOT NULL")
+        return {row[0] for row in cursor.fetchall()}
+
+
 def delete(connection: Connection, work_ids: Sequence[int]) -> None:
     """What these rows asked for is done in this transaction."""
     if work_ids:
