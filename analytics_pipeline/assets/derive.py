@@ -43,7 +43,7 @@ from analytics_pipeline.records import (
     PartitionError,
 )
 from analytics_pipeline.settings import Settings
-from analytics_pipeline.storage import input_versions, outcomes, partition_state, pending_work, retention
+from analytics_pipeline.storage import input_versions, outcomes, partition_state, pending_work, retention, window_sizes
 from analytics_pipeline.storage.dagster_tables import require_started_run
 from analytics_pipeline.storage.domain_numbers import DomainNumbers
 from analytics_pipeline.storage.engine import Connection, connection
@@ -179,6 +179,7 @@ class Deriver:
 
     def _composed(self, run: _Run, hours: Sequence[datetime], first_live: datetime) -> list[list[Key]]:
         with connection(self._engine) as conn:
+            window_sizes.require(conn, self._settings.window_sizes_s)
             if run.mode == "full":
                 keys = [(number, hour) for hour in hours for number in run.domains]
             else:
