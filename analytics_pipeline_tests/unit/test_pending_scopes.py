@@ -13,7 +13,7 @@ from analytics_pipeline.assets.calculation import LONGER_WINDOWS, Work
 from analytics_pipeline.domains.sensor import DOMAIN
 from analytics_pipeline.records import HOUR_S, to_us
 from analytics_pipeline.storage.partition_state import PartitionState
-from analytics_pipeline.storage.pending_work import MAX_SERIES, MAX_SPANS, Pending, _merge, merged_spans
+from analytics_pipeline.storage.pending_work import MAX_SPANS, Pending, _merge, merged_spans
 
 HOUR = datetime(2026, 1, 1, 6, tzinfo=UTC)
 
