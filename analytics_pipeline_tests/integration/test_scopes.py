@@ -9,7 +9,7 @@ import pytest
 
 from analytics_pipeline.records import HOUR, hour_of
 from analytics_pipeline_tests.conftest import DatabaseServer, KafkaServer
-from analytics_pipeline_tests.domains import open_domains
+from analytics_pipeline_tests.domains import begin_anew, open_domains
 from analytics_pipeline_tests.domains.copies import PRESS
 from analytics_pipeline_tests.invariants import assert_live_equals_rebuild
 from analytics_pipeline_tests.pipeline import Pipeline, reading
@@ -26,10 +26,16 @@ def _quick_gates(monkeypatch: pytest.MonkeyPatch) -> None:
     use_quick_gates(monkeypatch)
 
 
-@pytest.fixture
-def world(postgres_server: DatabaseServer, kafka_broker: KafkaServer) -> Iterator[World]:
+@pytest.fixture(scope="module")
+def opened(postgres_server: DatabaseServer, kafka_broker: KafkaServer) -> Iterator[World]:
     with open_domains(postgres_server, kafka_broker.bootstrap_servers, [PRESS]) as it:
         yield it
+
+
+@pytest.fixture
+def world(opened: World) -> World:
+    begin_anew(opened)
+    return opened
 
 
 def at(minute: float, sensor: int, value: float = 20.0, machine: str = "mc-01") -> bytes:
