@@ -17,7 +17,18 @@ from pathlib import Path
 from rich.console import Console
 
 from analytics_pipeline.embedded import forget_connections
-from benchmarks import backfill, freshness, history, isolation, memory, throughput
+from benchmarks import (
+    backfill,
+    domains_live,
+    domains_throughput,
+    freshness,
+    history,
+    isolation,
+    memory,
+    sparse,
+    sparse_dagster,
+    throughput,
+)
 from benchmarks.report import RESULTS_DIR, Figure, Report, Say
 from benchmarks.stack import ROOT, SERVERS, ServerMissingError, Stack, running
 
@@ -30,6 +41,10 @@ BENCHMARKS: dict[str, Callable[[Stack, Say, bool], list[Figure]]] = {
     "history": history.run,
     "backfill": backfill.run,
     "memory": memory.run,
+    "sparse": sparse.run,
+    "sparse-dagster": sparse_dagster.run,
+    "domains-live": domains_live.run,
+    "domains-throughput": domains_throughput.run,
 }
 
 
