@@ -19,12 +19,19 @@ from rich.console import Console
 from analytics_pipeline.embedded import forget_connections
 from benchmarks import (
     backfill,
+    cold_start,
+    dead_letters,
     domains_live,
     domains_throughput,
     freshness,
     history,
     isolation,
+    late,
+    master_data,
     memory,
+    no_statistics,
+    partitions,
+    series,
     sparse,
     sparse_dagster,
     throughput,
@@ -34,7 +41,8 @@ from benchmarks.stack import ROOT, SERVERS, ServerMissingError, Stack, running
 
 #: Wide enough for the longest name, wherever the output goes.
 TABLE_COLUMNS = 100
-BENCHMARKS: dict[str, Callable[[Stack, Say, bool], list[Figure]]] = {
+Benchmark = Callable[[Stack, Say, bool], list[Figure]]
+BENCHMARKS: dict[str, Benchmark] = {
     "throughput": throughput.run,
     "freshness": freshness.run,
     "isolation": isolation.run,
@@ -45,6 +53,13 @@ BENCHMARKS: dict[str, Callable[[Stack, Say, bool], list[Figure]]] = {
     "sparse-dagster": sparse_dagster.run,
     "domains-live": domains_live.run,
     "domains-throughput": domains_throughput.run,
+    "series": series.run,
+    "late": late.run,
+    "cold-start": cold_start.run,
+    "no-statistics": no_statistics.run,
+    "master-data": master_data.run,
+    "partitions": partitions.run,
+    "dead-letters": dead_letters.run,
 }
 
 
