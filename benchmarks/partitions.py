@@ -5,6 +5,7 @@ The bookkeeping is what a commit leaves besides raw events and pending work, tim
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -94,13 +95,13 @@ def commit_of_all(settings: Settings, topics: list[str], partitions: int) -> Cal
     drain, producer = TimedDrain(settings, engine_for(settings), registry), _producer(settings)
 
     def work(commits: int) -> list[float]:
-        found = []
+        found: list[float] = []
         for _ in range(commits):
             _produce(producer, topics, partitions)
             drained, drain.commits_s = 0, ()
             while drained < len(topics) * partitions:
                 drained += drain.tick(datetime.now(UTC)).messages
-            found.append(sum(drain.commits_s))
+            found.append(math.fsum(drain.commits_s))
         return found
 
     return work
