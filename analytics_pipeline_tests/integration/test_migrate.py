@@ -195,7 +195,8 @@ def insert_window(
 ) -> None:
     """One series and one window of it."""
     columns = {
-        "domain_id": 1, "bucket_start": bucket_start, "window_s": 60, "series_id": 1, "count_n": count_n, "avg_val": 2.0,
+        "domain_id": 1, "bucket_start": bucket_start, "window_s": 60, "series_id": 1, "count_n": count_n,
+        "avg_val": 2.0,
         "m2": 2.0, "min_val": 1.0, "max_val": 3.0, "first_val": 1.0, "first_time": bucket_start, "last_val": 3.0,
         "last_time": bucket_start, "p50": 2.0, "p95": 3.0, "p99": 3.0, "base_n": 1, "coverage": 1.0,
         "tw_integral": 120.0, "tw_covered_s": 60.0, "sketch": b"", **more,

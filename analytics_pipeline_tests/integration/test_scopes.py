@@ -12,7 +12,7 @@ from analytics_pipeline_tests.conftest import DatabaseServer, KafkaServer
 from analytics_pipeline_tests.domains import begin_anew, open_domains
 from analytics_pipeline_tests.domains.copies import PRESS
 from analytics_pipeline_tests.invariants import assert_live_equals_rebuild
-from analytics_pipeline_tests.pipeline import reading
+from analytics_pipeline_tests.pipeline import Pipeline, reading
 from analytics_pipeline_tests.quick_gate import use_quick_gates
 from analytics_pipeline_tests.worlds import World
 
