@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
 
 import polars as pl
 import psycopg2
@@ -23,15 +22,16 @@ import structlog
 from sqlalchemy import Engine
 
 from analytics_pipeline.assets.anomalies.calculation import AnomalyCalculation
-from analytics_pipeline.assets.calculation import Calculation, Computed, Context, Key, Validated, Work, Written
+from analytics_pipeline.assets.calculation import Calculation, Computed, Context, Key, Work
 from analytics_pipeline.assets.kpis.calculation import KpiCalculation
 from analytics_pipeline.assets.measurements.calculation import MeasurementCalculation
 from analytics_pipeline.assets.slices import compose, halves, live_from
+from analytics_pipeline.assets.verdicts import held_work, holds_rows, outcome_of, refuses, state_of
 from analytics_pipeline.assets.windows.calculation import WindowCalculation
 from analytics_pipeline.domains import Domain, Registry
 from analytics_pipeline.errors import PipelineError, RunEndedError
 from analytics_pipeline.garbage import cycle_collection_paused
-from analytics_pipeline.quality.gates import quarantines, run_gate
+from analytics_pipeline.quality.gates import run_gate
 from analytics_pipeline.quality.suites import suite_for
 from analytics_pipeline.records import (
     DerivedHours,
@@ -58,7 +58,7 @@ from analytics_pipeline.storage.engine import Connection, connection
 from analytics_pipeline.storage.limits import LimitDirectory
 from analytics_pipeline.storage.locks import domain_partition_locks, lock_domain_commits, lock_inputs_shared
 from analytics_pipeline.storage.partition_state import PartitionState
-from analytics_pipeline.storage.pending_work import WHOLE, Invalidation, Scope
+from analytics_pipeline.storage.pending_work import Invalidation
 from analytics_pipeline.storage.series import SeriesDirectory
 
 log = structlog.get_logger(__name__)
@@ -389,17 +389,18 @@ class Deriver:
         self, run: _Run, context: Context, works: Sequence[Work], computed: Computed, took_s: float
     ) -> list[tuple[Key, DomainOutcome]]:
         conn = context.connection
-        refused = frozenset(work.key for work in works if self._refuses(run, work, computed.validated[work.key]))
+        spec = self._calculations[run.asset].spec
+        refused = frozenset(work.key for work in works if refuses(spec, work, computed.validated[work.key]))
         accepted = frozenset(work.key for work in works) - refused
         written, stale = computed.write(accepted)
         pending_work.delete(conn, [one for work in works if work.pending for one in work.pending.work_ids])
-        self._hold(conn, run, works, computed, refused)
+        pending_work.add(conn, held_work(run.asset, works, computed.validated, refused), held=True)
         pending_work.add(conn, stale)
-        found = [(work.key, _outcome(work, computed.validated[work.key], written.get(work.key))) for work in works]
+        found = [(work.key, outcome_of(work, computed.validated[work.key], written.get(work.key))) for work in works]
         states = {
-            work.key: _state(work, computed.validated[work.key], written.get(work.key))
+            work.key: state_of(work, computed.validated[work.key], written.get(work.key))
             for work in works
-            if work.state != PartitionState() or work.key in refused or _holds(written.get(work.key))
+            if work.state != PartitionState() or work.key in refused or holds_rows(written.get(work.key))
         }
         partition_state.write_states(conn, run.asset, states, run.run_id)
         partition_state.clear_failures(conn, run.asset, [work.key for work in works])
@@ -414,33 +415,6 @@ class Deriver:
         self._hold_inputs(run, context, works)
         return found
 
-    def _refuses(self, run: _Run, work: Work, validated: Validated) -> bool:
-        if self._calculations[run.asset].spec.failed_rows == "withheld":
-            # A derived figure that fails is a fault of ours: it is never written, whoever released it.
-            return bool(validated.rows_failed) and not validated.withheld_series
-        return not _released(work) and quarantines(work.domain, validated.rows_seen, validated.rows_failed)
-
-    def _hold(
-        self, conn: Connection, run: _Run, works: Sequence[Work], computed: Computed, refused: frozenset[Key]
-    ) -> None:
-        """What was refused stays asked for, as held work: all of it, or the series that are withheld."""
-        held: list[Invalidation] = []
-        for work in works:
-            series = computed.validated[work.key].withheld_series
-            if work.key in refused:
-                scopes = work.pending.scopes() if work.pending and not work.whole else [WHOLE]
-            elif series:
-                scopes = [Scope(series=series)]
-            else:
-                continue
-            held += [
-                Invalidation(
-                    asset=run.asset, domain_id=work.domain_id, hour=work.hour, scope=scope, reason="quarantined"
-                )
-                for scope in scopes
-            ]
-        pending_work.add(conn, held, held=True)
-
     def _hold_inputs(self, run: _Run, context: Context, works: Sequence[Work]) -> None:
         """Keeps edits out until the commit, and looks whether what was read still stands.
 
@@ -452,7 +426,7 @@ class Deriver:
             now = input_versions.read(committed)
         if now.retention != context.versions.retention:
             raise _InputsChangedError
-        if now.master_data != context.versions.master_data and run.asset in ("anomalies", "kpis"):
+        if now.master_data != context.versions.master_data and self._calculations[run.asset].spec.reads_master_data:
             pending_work.add(
                 context.connection,
                 [
@@ -463,55 +437,3 @@ class Deriver:
 
     def _commit(self, conn: Connection) -> None:
         conn.commit()
-
-
-def _released(work: Work) -> bool:
-    return work.state.status == "released"
-
-
-def _holds(written: Written | None) -> bool:
-    return written is not None and bool(written.rows or written.rows_failed)
-
-
-def _outcome(work: Work, validated: Validated, written: Written | None) -> DomainOutcome:
-    return DomainOutcome(
-        domain=work.domain.name,
-        rows=work.state.rows if written is None else written.rows,
-        written=0 if written is None else written.written,
-        dead_letters=0 if written is None else validated.dead_letters,
-        late_rows=validated.late_rows,
-        gate=validated.gate,
-        quarantined=written is None or bool(validated.withheld_series),
-        rows_seen=validated.rows_seen,
-        rows_failed=validated.rows_failed,
-    )
-
-
-def _state(work: Work, validated: Validated, written: Written | None) -> PartitionState:
-    detail = _detail(validated)
-    if written is None:
-        failed = validated.rows_failed
-        return replace(work.state, status="quarantined", rows_failed=failed, detail=detail)
-    failed = written.rows_failed or (validated.rows_failed if validated.withheld_series else 0)
-    if validated.withheld_series:
-        status = "quarantined"
-    else:
-        # A released domain partition stays released while rows of it fail.
-        status = "released" if _released(work) and validated.rows_failed else "open"
-    return PartitionState(rows=written.rows, rows_failed=failed, status=status, detail=detail)
-
-
-def _detail(validated: Validated) -> dict[str, Any]:
-    gate = validated.gate
-    if not validated.rows_failed:
-        return {}
-    found: dict[str, Any] = {
-        "rows": gate.rows,
-        "rows_seen": validated.rows_seen,
-        "rows_failed": validated.rows_failed,
-        "expectations": {f"{one.name}({one.column})": one.failed for one in gate.outcomes if one.failed},
-        "samples": dict(list(gate.reasons.items())[:SAMPLE_REASONS]),
-    }
-    if validated.withheld_series:
-        found["withheld_series"] = list(validated.withheld_series)
-    return found

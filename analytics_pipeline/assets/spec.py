@@ -43,6 +43,7 @@ class AssetSpec:
         tables: those it owns; the first is the one that its partitions are counted by.
         edges: what a change of its rows makes stale.
         failed_rows: what becomes of a row that fails the gate.
+        reads_master_data: whether an edit of master data makes it stale.
         plot: the condition on rows of the first table that the small plot counts; None: no plot.
     """
 
@@ -55,6 +56,7 @@ class AssetSpec:
     tables: tuple[TableSpec, ...]
     edges: tuple[Edge, ...] = ()
     failed_rows: FailedRow = "withheld"
+    reads_master_data: bool = False
     plot: str | None = "TRUE"
 
     @property

@@ -13,8 +13,8 @@ from psycopg2.extras import execute_values
 from analytics_pipeline.records import DomainOutcome, ExpectationOutcome, GateResult
 from analytics_pipeline.storage.engine import Connection
 
-#: Reported outcomes stay this long, for people and for the log of who computed what.
-KEPT_AFTER_REPORT = timedelta(days=7)
+#: Reported outcomes stay this long, for people. At a commit a second each day would be millions of rows.
+KEPT_AFTER_REPORT = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,5 +32,6 @@ SPEC = AssetSpec(
     code_version="1",
     reads=("window_aggregates",),
     tables=(TABLE,),
+    reads_master_data=True,
     edges=(Edge("kpis"),),
 )

@@ -34,5 +34,6 @@ SPEC = AssetSpec(
     code_version="1",
     reads=("window_aggregates", "anomalies"),
     tables=(TABLE,),
+    reads_master_data=True,
     plot=None,
 )
