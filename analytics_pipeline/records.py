@@ -94,6 +94,11 @@ class ExpectationOutcome:
     failed: int
     sample_rows: tuple[int, ...] = ()
 
+    def with_more(self, other: ExpectationOutcome) -> ExpectationOutcome:
+        """The same expectation over further rows."""
+        rows = (*self.sample_rows, *other.sample_rows)[:SAMPLE_ROWS]
+        return replace(self, failed=self.failed + other.failed, sample_rows=rows)
+
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
@@ -127,17 +132,13 @@ class GateResult:
         ]
 
     def followed_by(self, other: GateResult) -> GateResult:
-        """The verdict over this frame with another below it, of the same suite."""
-        outcomes = tuple(
-            ExpectationOutcome(
-                one.name,
-                one.column,
-                one.reason,
-                one.failed + more.failed,
-                (*one.sample_rows, *(self.rows + row for row in more.sample_rows))[:SAMPLE_ROWS],
-            )
-            for one, more in zip(self.outcomes, other.outcomes, strict=True)
-        )
+        """The verdict over this frame with another below it. Either may leave out expectations that all rows met."""
+        below = [replace(one, sample_rows=tuple(self.rows + row for row in one.sample_rows)) for one in other.outcomes]
+        merged: dict[tuple[str, str, str], ExpectationOutcome] = {}
+        for one in (*self.outcomes, *below):
+            known = merged.get((one.name, one.column, one.reason))
+            merged[one.name, one.column, one.reason] = one if known is None else known.with_more(one)
+        outcomes = tuple(merged.values())
         reasons = self.reasons | {self.rows + row: reason for row, reason in other.reasons.items()}
         return GateResult(self.asset, self.domain, self.rows + other.rows, reasons, outcomes)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import pytest
+import structlog
 
 from analytics_pipeline.assets import derive
 from analytics_pipeline.flow import judge
@@ -36,7 +37,12 @@ def _failing(suite: GateSuite, measured: pl.DataFrame, frame: pl.DataFrame, expe
     return [int(row) for row in np.flatnonzero(fails)]
 
 
+def _drop(*_: object) -> str:
+    raise structlog.DropEvent
+
+
 def use_quick_gates(patch: pytest.MonkeyPatch) -> None:
-    """In the drain and in the deriver of this process."""
+    """In the drain and in the deriver of this process; and no pages of traceback of errors that a test means."""
+    patch.setattr(derive, "log", structlog.wrap_logger(structlog.ReturnLogger(), processors=[_drop]))
     for module in (judge, derive):
         patch.setattr(module, "run_gate", quick_gate)

@@ -17,19 +17,49 @@ from pathlib import Path
 from rich.console import Console
 
 from analytics_pipeline.embedded import forget_connections
-from benchmarks import backfill, freshness, history, isolation, memory, throughput
+from benchmarks import (
+    backfill,
+    cold_start,
+    dead_letters,
+    domains_live,
+    domains_throughput,
+    freshness,
+    history,
+    isolation,
+    late,
+    master_data,
+    memory,
+    no_statistics,
+    partitions,
+    series,
+    sparse,
+    sparse_dagster,
+    throughput,
+)
 from benchmarks.report import RESULTS_DIR, Figure, Report, Say
 from benchmarks.stack import ROOT, SERVERS, ServerMissingError, Stack, running
 
 #: Wide enough for the longest name, wherever the output goes.
 TABLE_COLUMNS = 100
-BENCHMARKS: dict[str, Callable[[Stack, Say, bool], list[Figure]]] = {
+Benchmark = Callable[[Stack, Say, bool], list[Figure]]
+BENCHMARKS: dict[str, Benchmark] = {
     "throughput": throughput.run,
     "freshness": freshness.run,
     "isolation": isolation.run,
     "history": history.run,
     "backfill": backfill.run,
     "memory": memory.run,
+    "sparse": sparse.run,
+    "sparse-dagster": sparse_dagster.run,
+    "domains-live": domains_live.run,
+    "domains-throughput": domains_throughput.run,
+    "series": series.run,
+    "late": late.run,
+    "cold-start": cold_start.run,
+    "no-statistics": no_statistics.run,
+    "master-data": master_data.run,
+    "partitions": partitions.run,
+    "dead-letters": dead_letters.run,
 }
 
 

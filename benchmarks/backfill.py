@@ -17,14 +17,14 @@ from benchmarks.pipeline import counts, finish_pending, migrated, recompute_hour
 from benchmarks.processes import Worker
 from benchmarks.report import Figure, Say
 from benchmarks.stack import Stack
-from benchmarks.stored import Fill, Filler
+from benchmarks.stored import Fill, Filler, execute
 
 HOURS, HOURS_QUICK = 24, 4
 EVENTS_PER_HOUR, EVENTS_PER_HOUR_QUICK = 50_000, 5_000
 WORKERS = (1, 2)
 
 #: As after a rule was mended: every window and KPI that is stored differs from what will be computed.
-_SPOIL = (
+SPOIL = (
     "UPDATE window_aggregates SET avg_val = avg_val + 1, max_val = max_val + 1",
     "UPDATE kpis SET value = value + 1, numerator = numerator + 1",
 )
@@ -39,8 +39,7 @@ def run(stack: Stack, say: Say, quick: bool = False) -> list[Figure]:
     with stack.database("backfill") as database:
         settings = migrated(stack, database)
         filler = Filler(database)
-        for place, hour in enumerate(hours):
-            filler.raw(Fill(hour, per_hour, place * per_hour))
+        filler.raw(*(Fill(hour, per_hour, place * per_hour) for place, hour in enumerate(hours)))
         say(f"{events:,} raw events in {hours_count} hours stored")
         with ExitStack() as started:
             workers = [started.enter_context(Worker(recompute_hours, settings)) for _ in range(max(WORKERS))]
@@ -48,7 +47,7 @@ def run(stack: Stack, say: Say, quick: bool = False) -> list[Figure]:
                 worker.wait_ready()
             _recompute(settings, hours, workers)
             for number in WORKERS:
-                _spoil(filler)
+                execute(database, *SPOIL)
                 stack.checkpoint()
                 duration_s = _recompute(settings, hours, workers[:number])
                 counts(database).hold_to(events)
@@ -60,12 +59,6 @@ def run(stack: Stack, say: Say, quick: bool = False) -> list[Figure]:
 def _figure(hours: int, workers: int, events: int, duration_s: float) -> Figure:
     name = f"full recompute of {hours} hours, {workers} worker{'s' if workers > 1 else ''}"
     return Figure(name, events / duration_s, "events/s", detail={"events": events, "duration_s": duration_s})
-
-
-def _spoil(filler: Filler) -> None:
-    with filler.session() as cursor:
-        for statement in _SPOIL:
-            cursor.execute(statement)
 
 
 def _recompute(settings: Settings, hours: Sequence[datetime], workers: Sequence[Worker]) -> float:

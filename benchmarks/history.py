@@ -13,8 +13,6 @@ from datetime import UTC, datetime, timedelta
 from statistics import median
 from typing import Any
 
-import psycopg2
-
 from analytics_pipeline.assets.derive import Deriver
 from analytics_pipeline.domains import registry_for
 from analytics_pipeline.flow.drain import Drain
@@ -23,10 +21,10 @@ from analytics_pipeline.settings import Settings
 from analytics_pipeline.storage.engine import engine_for
 from benchmarks.kafka import produce_all
 from benchmarks.payloads import Stream
-from benchmarks.pipeline import RUN_ID, derive_hour, drain_messages, migrated, recompute_hours
+from benchmarks.pipeline import RUN_ID, derive_pass, drain_messages, migrated, recompute_hours
 from benchmarks.report import Figure, Say
 from benchmarks.stack import Stack
-from benchmarks.stored import Fill, Filler
+from benchmarks.stored import Fill, Filler, forget_pending, maintain
 
 STORED, STORED_QUICK = (1_000_000, 20_000_000), (20_000, 100_000)
 #: 50 readings a second; a tenth of the rows is in the current hour, the rest in the hours before.
@@ -39,7 +37,6 @@ BATCH_MESSAGES, BATCH_RATE_PER_S = 10_000, 2_000
 WARM_BATCHES, BATCHES, BATCHES_QUICK = 3, 15, 3
 RECOMPUTES = 5
 GOAL_RATIO = 1.2
-TABLES = ("raw_events", "normalized_measurements", "window_aggregates")
 
 
 @dataclass(frozen=True)
@@ -113,8 +110,8 @@ def _fill(
         for asset in DERIVED[1:]:
             deriver.derive(asset, done_hour, "full", RUN_ID)
     filler.repeat_windows(hour - HOUR, hours - 1)
-    filler.forget_marks()
-    _settle(database)
+    forget_pending(database)
+    maintain(database)
     stack.checkpoint()
     return time.monotonic() - started
 
@@ -122,18 +119,6 @@ def _fill(
 def _each(fill: Any, fills: list[Fill]) -> None:
     for one in fills:
         fill(one)
-
-
-def _settle(database: dict[str, Any]) -> None:
-    """What autovacuum would have done long ago, so that it does not begin while batches are measured."""
-    conn = psycopg2.connect(**database, options="-c search_path=analytics,public")
-    conn.autocommit = True
-    try:
-        with conn.cursor() as cursor:
-            cursor.execute(f"VACUUM (ANALYZE) {', '.join(TABLES)}")
-            cursor.execute("ANALYZE")
-    finally:
-        conn.close()
 
 
 # ------------------------------------------------------------------ recomputing
@@ -174,5 +159,5 @@ def _one(drain: Drain, deriver: Deriver, hour: datetime) -> Batch:
     started = time.monotonic()
     drain_messages(drain, BATCH_MESSAGES)
     drained = time.monotonic()
-    derive_hour(deriver, hour)
+    derive_pass(deriver, [hour])
     return Batch(drained - started, time.monotonic() - drained)

@@ -59,10 +59,12 @@ class _Deliveries:
             raise RuntimeError(f"{TOPIC}: {left} messages not delivered in time, {self.failed} refused")
 
 
-def produce_all(brokers: str, stream: Stream, topic: str = TOPIC) -> float:
-    """Flat out. Returns seconds."""
+def produce_all(brokers: str, stream: Stream, *topics: str) -> float:
+    """Flat out, to one topic, or to several in turn. Returns seconds."""
     producer, deliveries, started = _producer(brokers, 20), _Deliveries(), time.monotonic()
+    topics = topics or (TOPIC,)
     for number, (key, value) in enumerate(stream.messages()):
+        topic = topics[number % len(topics)]
         producer.produce(topic, value, key, partition=partition_of(key), on_delivery=deliveries)
         if number % 5_000 == 0:
             producer.poll(0)

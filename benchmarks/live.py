@@ -16,7 +16,6 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
-from analytics_pipeline.storage.ledger import pending_count
 from sqlalchemy import Engine
 
 from analytics_pipeline.cli._smoke_data import Kind
@@ -28,9 +27,10 @@ from analytics_pipeline.records import hour_of
 from analytics_pipeline.settings import Settings
 from analytics_pipeline.storage.engine import connection, engine_for
 from benchmarks.kafka import PARTITIONS, create_topic, partition_of, produce_paced
-from benchmarks.payloads import TOPIC, Stream
+from benchmarks.payloads import SENSORS, TOPIC, Stream
 from benchmarks.pipeline import migrated
-from benchmarks.report import Figure, Say
+from benchmarks.processes import peak_bytes_of_session
+from benchmarks.report import Figure, Say, memory_figure
 from benchmarks.stack import ROOT, Stack
 
 #: The factory that the watcher counts in the KPIs.
@@ -38,6 +38,8 @@ FACTORY, WARM_FACTORY = "live", "warm"
 WARM_EVENTS, WARM_RATE_PER_S = 200, 100
 SETTLE_TIMEOUT_S = 180.0
 POLL_S = 0.5
+#: The process whose child drains.
+CODE_SERVER = "code-server"
 PORTS = PreferredPorts(postgres=0, broker=27192, valkey=27379, webserver=27330, code_server=27400)
 
 Fill = Callable[[dict[str, Any]], None]
@@ -94,16 +96,29 @@ class Live:
     sent: list[Sent] = field(default_factory=list)
     _next_offsets: list[int] = field(default_factory=lambda: [0] * PARTITIONS)
 
-    def phase(self, rate_per_s: float, duration_s: int) -> Phase:
-        """Send live messages at a rate, by wall clock."""
+    def phase(
+        self, rate_per_s: float, duration_s: int, *, start: datetime | None = None, sensors: int = SENSORS
+    ) -> Phase:
+        """Send live messages at a rate, by wall clock.
+
+        Args:
+            start: event time of the first one; None: now.
+        """
         first = len(self.sent)
-        sent, behind_s = self._send(rate_per_s, round(rate_per_s * duration_s), FACTORY)
+        stream = Stream(
+            start or datetime.now(UTC),
+            rate_per_s,
+            round(rate_per_s * duration_s),
+            factory=FACTORY,
+            sensors=sensors,
+        )
+        sent, behind_s = self._send(stream)
         self.sent += sent
         return Phase(first, len(self.sent), behind_s)
 
     def warm_up(self) -> None:
         """A few messages go all the way, so that nothing is done for the first time later."""
-        self._send(WARM_RATE_PER_S, WARM_EVENTS, WARM_FACTORY)
+        self._send(Stream(datetime.now(UTC), WARM_RATE_PER_S, WARM_EVENTS, factory=WARM_FACTORY))
         self.settle()
 
     def settle(self) -> None:
@@ -146,14 +161,13 @@ class Live:
         raw_s, kpi_s = watcher.freshness_raw_s(self.sent), watcher.freshness_kpi_s(self.sent)
         return [Ages(raw_s[p.first : p.last], kpi_s[p.first : p.last], p.producer_behind_s) for p in phases]
 
-    def _send(self, rate_per_s: float, count: int, factory: str) -> tuple[list[Sent], float]:
-        stream = Stream(datetime.now(UTC), rate_per_s, count, factory=factory)
+    def _send(self, stream: Stream) -> tuple[list[Sent], float]:
         paced = produce_paced(self.stack.broker.bootstrap_servers, stream)
         sent = []
-        kind: Kind = "live" if factory == FACTORY else "warm"
+        kind: Kind = "live" if stream.factory == FACTORY else "warm"
         for number, (key, _) in enumerate(stream.messages()):
             partition = partition_of(key)
-            hour = hour_of(stream.start + timedelta(seconds=number / rate_per_s))
+            hour = hour_of(stream.start + timedelta(seconds=number / stream.rate_per_s))
             offset = self._next_offsets[partition]
             sent.append(Sent(kind, hour, partition, offset, paced.kafka_times_s[number]))
             self._next_offsets[partition] = offset + 1
@@ -161,8 +175,22 @@ class Live:
 
     def _left(self) -> int:
         with connection(self.engine) as conn, conn.cursor() as cursor:
-            cursor.execute("SELECT coalesce(sum(next_offset), 0) FROM kafka_offset WHERE topic = %s", [TOPIC])
-            return sum(self._next_offsets) - int(cursor.fetchone()[0]) + pending_count(conn)
+            cursor.execute(
+                "SELECT (SELECT coalesce(sum(next_offset), 0) FROM kafka_offset WHERE topic = %s), "
+                "(SELECT count(*) FROM pending_work)",
+                [TOPIC],
+            )
+            drained, pending = cursor.fetchone()
+            return sum(self._next_offsets) - int(drained) + int(pending)
+
+
+def peaks(live: Live, when: str) -> list[Figure]:
+    """The most memory of the processes that drain and derive under Dagster: with it, and with all that it imports."""
+    return [
+        memory_figure(f"{'drain' if name == CODE_SERVER else name}, {when}", peak_bytes_of_session(managed.pid))
+        for name, managed in live.supervisor.named.items()
+        if name == CODE_SERVER or name.startswith("worker-")
+    ]
 
 
 @contextmanager

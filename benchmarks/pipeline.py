@@ -13,16 +13,17 @@ from multiprocessing.synchronize import Event
 from typing import Any
 
 import psycopg2
-from analytics_pipeline.storage.ledger import pending
 
 from analytics_pipeline.assets.derive import Deriver
 from analytics_pipeline.domains import Registry, registry_for
 from analytics_pipeline.flow.drain import Drain
 from analytics_pipeline.quality.gates import warm_up
-from analytics_pipeline.records import DERIVED, HOUR, hour_of
+from analytics_pipeline.records import DERIVED, HOUR, Mode, hour_of
 from analytics_pipeline.settings import Settings
 from analytics_pipeline.storage.engine import connection, engine_for
 from analytics_pipeline.storage.migrate import migrate
+from analytics_pipeline.storage.pending_work import actionable_hours
+from benchmarks.copies import registry_of
 from benchmarks.payloads import FACTORY, TOPIC, Stream
 from benchmarks.stack import Stack
 
@@ -30,7 +31,7 @@ DOMAIN = "sensor"
 RUN_ID = "benchmark"
 #: What workers warm up with.
 WARM_TOPIC, WARM_EVENTS, WARM_RATE_PER_S = "benchmarks.warm-up", 2_000, 100
-#: Between two looks at an empty ledger.
+#: Between two looks when nothing was pending.
 IDLE_S = 0.02
 
 Work = Callable[..., Any]
@@ -58,10 +59,17 @@ class Counts:
             raise RuntimeError(f"the pipeline holds {self}, expected {expected}")
 
 
-def migrated(stack: Stack, database: dict[str, Any], brokers: str = "127.0.0.1:9") -> Settings:
+def registry(settings: Settings, domains: int = 1) -> Registry:
+    """The product's domains, or so many copies of sensor."""
+    return registry_of(domains) if domains > 1 else registry_for(settings)
+
+
+def migrated(
+    stack: Stack, database: dict[str, Any], brokers: str = "127.0.0.1:9", *, domains: int = 1
+) -> Settings:
     """Settings for a database that now has the schema. Without a broker given, nothing may drain."""
     settings = stack.settings(database, brokers)
-    migrate(settings, registry_for(settings).domain_topics)
+    migrate(settings, registry(settings, domains).domain_topics)
     return settings
 
 
@@ -74,6 +82,11 @@ def _warm_registry(registry: Registry) -> Registry:
     return registry.with_topics({WARM_TOPIC: DOMAIN})
 
 
+def make_deriver(settings: Settings, domains: int = 1) -> Deriver:
+    """Of this process."""
+    return Deriver(settings, engine_for(settings), registry(settings, domains))
+
+
 def drain_backlog(warm: Settings, drained: Event) -> Work:
     """Tick until ``count`` messages are in. The consumer begins cold: nothing was fetched ahead."""
     warm_up()
@@ -82,8 +95,8 @@ def drain_backlog(warm: Settings, drained: Event) -> Work:
     drain.close()
     drained.set()
 
-    def work(settings: Settings, count: int) -> int:
-        drain = Drain(settings, engine_for(settings), registry_for(settings))
+    def work(settings: Settings, count: int, domains: int = 1) -> int:
+        drain = Drain(settings, engine_for(settings), registry(settings, domains))
         try:
             return drain_messages(drain, count)
         finally:
@@ -108,8 +121,8 @@ def derive_pending(warm: Settings, drained: Event) -> Work:
     drained.wait()
     _work_off(warm, Deriver(warm, engine_for(warm), _warm_registry(registry_for(warm))))
 
-    def work(settings: Settings) -> int:
-        deriver, rounds = Deriver(settings, engine_for(settings), registry_for(settings)), 0
+    def work(settings: Settings, domains: int = 1) -> int:
+        deriver, rounds = make_deriver(settings, domains), 0
         while True:
             last = drained.is_set()
             rounds += (done := _work_off(settings, deriver))
@@ -121,64 +134,82 @@ def derive_pending(warm: Settings, drained: Event) -> Work:
     return work
 
 
-def finish_pending(settings: Settings) -> None:
+def finish_pending(settings: Settings, domains: int = 1) -> None:
     """Do what is pending until nothing is, in this process."""
-    deriver = Deriver(settings, engine_for(settings), registry_for(settings))
+    deriver = make_deriver(settings, domains)
     while _work_off(settings, deriver):
         pass
 
 
-def _work_off(settings: Settings, deriver: Deriver) -> int:
-    """One look at the ledger, and incremental runs of what it names; returns the hours."""
-    with connection(engine_for(settings)) as conn:
-        hours = pending(conn)
-    for one in hours:
-        derive_hour(deriver, one.hour)
-    return len(hours)
-
-
-def derive_hour(deriver: Deriver, hour: datetime) -> None:
-    """The run that the sensor asks for.
-
-    Raises:
-        RuntimeError: a gate refused a domain.
-    """
-    for asset in DERIVED:
-        outcome = deriver.derive(asset, hour, "incremental", RUN_ID)
-        if outcome.quarantined:
-            raise RuntimeError(f"{asset} of {hour}: quarantined")
-
-
-def recompute_hours(settings: Settings) -> Work:
-    """The run of a backfilled range: one asset after the other, each over all hours, replaced as a whole."""
+def work_off(settings: Settings, domains: int = 1) -> Work:
+    """Do what is pending until nothing is; returns the seconds of each pass over the assets."""
     warm_up()
-    deriver = Deriver(settings, engine_for(settings), registry_for(settings))
+    deriver = make_deriver(settings, domains)
 
-    def work(hours: Sequence[datetime]) -> int:
-        rows = 0
-        for asset in DERIVED:
-            for hour in hours:
-                outcome = deriver.derive(asset, hour, "full", RUN_ID)
-                if outcome.quarantined:
-                    raise RuntimeError(f"{asset} of {hour}: quarantined")
-                rows += sum(domain.written for domain in outcome.domains)
-        return rows
+    def work() -> list[float]:
+        passes: list[float] = []
+        while True:
+            began_s = time.monotonic()
+            if not _work_off(settings, deriver):
+                return passes
+            passes.append(time.monotonic() - began_s)
 
     return work
 
 
+def _work_off(settings: Settings, deriver: Deriver) -> int:
+    """One look at pending work, and a run of what it names; returns the hours."""
+    with connection(engine_for(settings)) as conn:
+        hours = actionable_hours(conn)
+    if hours:
+        derive_pass(deriver, [one.hour for one in hours])
+    return len(hours)
+
+
+def derive_pass(deriver: Deriver, hours: Sequence[datetime]) -> int:
+    """The run that the sensor asks for: one asset after the other, each over all hours; returns rows written."""
+    return _derive(deriver, hours, "incremental")
+
+
+def recompute_hours(settings: Settings, domains: int = 1) -> Work:
+    """The run of a backfilled range: one asset after the other, each over all hours, replaced as a whole."""
+    warm_up()
+    deriver = make_deriver(settings, domains)
+    return lambda hours: _derive(deriver, hours, "full")
+
+
+def _derive(deriver: Deriver, hours: Sequence[datetime], mode: Mode) -> int:
+    """Returns rows written.
+
+    Raises:
+        RuntimeError: a domain was quarantined, or an hour was left out.
+    """
+    rows = 0
+    for asset in DERIVED:
+        done = deriver.derive_hours(asset, hours, mode, RUN_ID)
+        if done.errors:
+            raise done.errors[0].error
+        if done.busy or done.expired:
+            raise RuntimeError(f"{asset}: {len(done.busy)} domain partitions busy, {len(done.expired)} expired")
+        for outcome in done.outcomes:
+            if outcome.quarantined:
+                raise RuntimeError(f"{asset} of {outcome.hour}: quarantined")
+            rows += sum(domain.written for domain in outcome.domains)
+    return rows
+
+
 def counts(database: dict[str, Any]) -> Counts:
-    """What the tables hold of the topic and factory of the measured stream."""
+    """What the tables hold of the topics and factory of the measured stream."""
     query = """
         WITH mine AS (SELECT series_id FROM measurement_series WHERE factory_id = %(factory)s)
-        SELECT (SELECT count(*) FROM raw_events WHERE topic = %(topic)s),
+        SELECT (SELECT count(*) FROM raw_events WHERE starts_with(topic, %(topic)s)),
                (SELECT count(*) FROM normalized_measurements JOIN mine USING (series_id)),
                (SELECT coalesce(sum(count_n), 0) FROM window_aggregates JOIN mine USING (series_id)
                 WHERE window_s = 3600),
                (SELECT coalesce(sum(value), 0) FROM kpis
                 WHERE kpi = 'messages' AND window_s = 3600 AND factory_id = %(factory)s),
                (SELECT count(*) FROM dead_letters),
-               (SELECT count(*) FROM pending_mark)
+               (SELECT count(*) FROM pending_work)
     """
     conn = psycopg2.connect(**database, options="-c search_path=analytics,public")
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -48,6 +49,32 @@ class Figure:
         return self.value >= self.goal if self.direction == "at_least" else self.value <= self.goal
 
 
+#: The most memory that any worker or drain may take, in whatever benchmark.
+GOAL_PEAK_GIB = 1.0
+
+
+def memory_figure(who: str, peak_bytes: int, detail: dict[str, Any] | None = None) -> Figure:
+    """The most memory that a process ever had resident."""
+    name = f"peak memory, {who}"
+    return Figure(name, peak_bytes / (1 << 30), "GiB", GOAL_PEAK_GIB, "at_most", detail or {})
+
+
+def commit() -> dict[str, Any]:
+    """What was measured: the commit of the checkout, and whether files differ from it."""
+    git = ("git", "-C", str(Path(__file__).resolve().parent))
+    try:
+        found = subprocess.run((*git, "rev-parse", "HEAD"), capture_output=True, text=True, check=True)
+        changes = subprocess.run(
+            (*git, "status", "--porcelain", "--", ":/", ":(exclude,top)benchmarks/results"),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
+    return {"commit": found.stdout.strip(), "dirty": bool(changes.stdout.strip())}
+
+
 @dataclass(frozen=True)
 class Report:
     """Every figure of one stack from one run."""
@@ -57,13 +84,14 @@ class Report:
     figures: Sequence[Figure]
     started_at: datetime
 
-    def write(self, folder: Path = RESULTS_DIR) -> Path:
+    def write(self, folder: Path = RESULTS_DIR, suffix: str = "") -> Path:
         """JSON, one file a stack; the newest run replaces the one before."""
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{self.stack}.json"
+        path = folder / f"{self.stack}{suffix}.json"
         content = {
             "stack": self.stack,
             "database": self.database,
+            "measured": commit(),
             "machine": machine(),
             "started_at": self.started_at.astimezone(UTC).isoformat(timespec="seconds"),
             "figures": [{**asdict(figure), "met": figure.met} for figure in self.figures],

@@ -13,75 +13,98 @@ from datetime import datetime
 from typing import Any
 
 import psycopg2
-from psycopg2 import Binary
 
 from analytics_pipeline.records import HOUR, HOUR_S
-from analytics_pipeline.storage.offset_ranges import encode, of_rows
+from benchmarks.copies import domain_name, topic_name
 from benchmarks.kafka import PARTITIONS
-from benchmarks.payloads import FACTORY, METRIC, SENSORS, TENANT, TOPIC, UNIT, machine_id, sensor_id
-from benchmarks.pipeline import DOMAIN
+from benchmarks.payloads import FACTORY, METRIC, SENSORS, TENANT, UNIT, machine_id, sensor_id
 
 EPOCH = 0
-BATCH_MESSAGES = 10_000
 
-#: Of number ``i``, the ``n``-th of its hour, at time ``t``. 100 sensors take turns, as in the live stream.
+#: Of number ``i``, the ``n``-th of its hour, at time ``t``. The sensors take turns, as in the live stream.
 _VALUE = "round((60 + 3 * sin(n * 0.37))::numeric, 3)"
-#: As Kafka had it; and without what nobody reads again, where 20 million of them would fill the disk.
+#: As Kafka had it; without what nobody reads again, where 20 million of them would fill the disk; and with a value
+#: that is a word, for dead letters.
 _PAYLOAD = (
     """'{"time":"' || to_char(t AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') || """
-    f"""'","tenant_id":"{TENANT}","factory_id":"{FACTORY}","machine_id":"' || machine_id || """
-    f"""'","sensor_id":"' || sensor_id || '","metric":"{METRIC}","unit":"{UNIT}","value":' || {_VALUE} || '}}'"""
+    f"""'","tenant_id":"{TENANT}","factory_id":"' || factory_id || '","machine_id":"' || machine_id || """
+    f"""'","sensor_id":"' || sensor_id || '","metric":"{METRIC}","unit":"{UNIT}","value":' || {{value}} || '}}'"""
 )
+_GOOD_PAYLOAD, _BAD_PAYLOAD = _PAYLOAD.replace("{value}", _VALUE), _PAYLOAD.replace("{value}", """'"invalid"'""")
 _SHORT_PAYLOAD = f"""'{{"value":' || {_VALUE} || '}}'"""
 
-_NUMBERS = f"""
-    SELECT i, i - %(first)s AS n, s.series_id, s.machine_id, s.sensor_id,
+_NUMBERS = """
+    SELECT i, i - %(first)s AS n, s.series_id, s.factory_id, s.machine_id, s.sensor_id,
            %(begins)s + (i - %(first)s) * %(step_us)s * interval '1 microsecond' AS t
     FROM generate_series(%(first)s::bigint, %(first)s::bigint + %(rows)s - 1) i
-    JOIN measurement_series s ON s.series_id = %(series)s + (i - %(first)s) %% {SENSORS}
+    JOIN measurement_series s ON s.series_id = %(series)s + (i - %(first)s) %% %(sensors)s
 """
-_RAW = f"""
-    INSERT INTO raw_events
-    SELECT '{TOPIC}', {EPOCH}, i %% {PARTITIONS}, i / {PARTITIONS}, 0, %(domain_id)s,
-           convert_to(sensor_id, 'UTF8'), NULL, t, t, t, {{batch}}, {{payload}}
-    FROM ({_NUMBERS}) numbers
+_RAW = """
+    INSERT INTO raw_events (topic, epoch, partition, "offset", key, kafka_time, event_time, arrived_at, batch_id,
+                            payload{more})
+    SELECT %(topic)s, {epoch}, i %% {partitions}, i / {partitions}, convert_to(sensor_id, 'UTF8'), t, t, t,
+           %(batch)s, {payload}{values}
+    FROM ({numbers}) numbers
 """
 _NORMALIZED = f"""
-    INSERT INTO normalized_measurements (event_time, series_id, value, kafka_time, log_id, partition, "offset")
-    SELECT t, series_id, {_VALUE}, t, %(log)s + i %% {PARTITIONS}, i %% {PARTITIONS}, i / {PARTITIONS}
+    INSERT INTO normalized_measurements
+        (domain_id, event_time, series_id, sample_key, value, kafka_time, log_id, partition, "offset", ordinal)
+    SELECT %(domain_id)s, t, series_id, 0, {_VALUE}, t, (%(logs)s::int[])[1 + i %% {PARTITIONS}],
+           i %% {PARTITIONS}, i / {PARTITIONS}, 0
     FROM ({_NUMBERS}) numbers
 """
-_BATCHES = f"""
-    WITH batch AS (
-        INSERT INTO ingest_batch (arrived_at, messages, raw_rows, dead_letters, duration_s, ranges)
-        SELECT %(begins)s, least({BATCH_MESSAGES}, %(first)s + %(rows)s - b), least({BATCH_MESSAGES},
-               %(first)s + %(rows)s - b), 0, 0.1, ''
-        FROM generate_series(%(first)s::bigint, %(first)s::bigint + %(rows)s - 1, {BATCH_MESSAGES}) b
-        RETURNING batch_id, messages
-    ), numbered AS (
-        SELECT batch_id, messages, %(first)s::bigint + (row_number() OVER (ORDER BY batch_id) - 1)
-               * {BATCH_MESSAGES} AS b FROM batch
-    ), hours AS (
-        INSERT INTO ingest_batch_hour
-        SELECT batch_id, %(hour)s, '{DOMAIN}', messages, 0, 0 FROM numbered
-    )
-    SELECT batch_id, b, messages FROM numbered ORDER BY batch_id
-"""
+_HOUR = "INSERT INTO ingest_batch_hour VALUES (%(batch)s, %(begins)s, %(domain)s, %(rows)s, 0, 0)"
 _STATE = """
-    INSERT INTO partition_state (asset, hour, domain, rows, rows_seen, rows_failed, status)
-    VALUES (%s, %s, %s, %s, %s, 0, 'open')
-    ON CONFLICT (asset, hour, domain) DO UPDATE SET rows = EXCLUDED.rows, rows_seen = EXCLUDED.rows_seen
+    INSERT INTO partition_state (asset, domain_id, hour, rows, rows_failed, status)
+    VALUES (%s, %s, %s, %s, 0, 'open')
+    ON CONFLICT (asset, domain_id, hour) DO UPDATE SET rows = EXCLUDED.rows
 """
 _WINDOWS = """
     INSERT INTO window_aggregates
-        (bucket_start, window_s, series_id, count_n, avg_val, m2, min_val, max_val, first_val, first_time,
+        (domain_id, window_s, bucket_start, series_id, count_n, avg_val, m2, min_val, max_val, first_val, first_time,
          last_val, last_time, p50, p95, p99, base_n, coverage, tw_integral, tw_covered_s, sketch)
-    SELECT bucket_start - ago, window_s, series_id, count_n, avg_val, m2, min_val, max_val, first_val,
+    SELECT domain_id, window_s, bucket_start - ago, series_id, count_n, avg_val, m2, min_val, max_val, first_val,
            first_time - ago, last_val, last_time - ago, p50, p95, p99, base_n, coverage, tw_integral,
            tw_covered_s, sketch
     FROM window_aggregates CROSS JOIN (SELECT k * interval '1 hour' AS ago FROM generate_series(1, %(hours)s) k) a
-    WHERE bucket_start >= %(hour)s AND bucket_start < %(hour)s + interval '1 hour'
+    WHERE domain_id = %(domain_id)s AND bucket_start >= %(hour)s AND bucket_start < %(hour)s + interval '1 hour'
 """
+
+
+@contextmanager
+def session(database: dict[str, Any]) -> Iterator[Any]:
+    """A cursor in a transaction of its own."""
+    # A benchmark's filling need not survive a crash.
+    options = "-c search_path=analytics,public -c timezone=UTC -c synchronous_commit=off"
+    conn = psycopg2.connect(**database, options=options)
+    try:
+        with conn, conn.cursor() as cursor:
+            yield cursor
+    finally:
+        conn.close()
+
+
+def execute(database: dict[str, Any], *statements: str) -> None:
+    """Some statements in one transaction."""
+    with session(database) as cursor:
+        for statement in statements:
+            cursor.execute(statement)
+
+
+def forget_pending(database: dict[str, Any]) -> None:
+    """What is stored counts as done."""
+    execute(database, "DELETE FROM pending_work")
+
+
+def maintain(database: dict[str, Any], statement: str = "VACUUM (ANALYZE)") -> None:
+    """What autovacuum would have done long ago, so that it does not begin while something is measured."""
+    conn = psycopg2.connect(**database, options="-c search_path=analytics,public")
+    conn.autocommit = True
+    try:
+        with conn.cursor() as cursor:
+            cursor.execute(statement)
+    finally:
+        conn.close()
 
 
 @dataclass(frozen=True)
@@ -89,6 +112,7 @@ class Fill:
     """``rows`` readings, evenly over ``span_s`` seconds from the start of ``hour`` on; numbered from ``first``.
 
     ``short``: payloads that hold the value alone, which nothing can decode: for hours that nobody computes again.
+    ``bad``: payloads whose value is no number: each becomes a dead letter.
     """
 
     hour: datetime
@@ -96,103 +120,149 @@ class Fill:
     first: int
     span_s: int = HOUR_S
     short: bool = False
+    bad: bool = False
+
+    @property
+    def payload(self) -> str:
+        if self.short:
+            return _SHORT_PAYLOAD
+        return _BAD_PAYLOAD if self.bad else _GOOD_PAYLOAD
 
 
 class Filler:
-    """Fills one migrated database."""
+    """Fills one migrated database with readings of one domain.
 
-    def __init__(self, database: dict[str, Any]) -> None:
+    Args:
+        domain: number of the copy of sensor, see ``copies``.
+        sensors: how many take turns. Series are added for them.
+        factory: of every reading.
+    """
+
+    def __init__(
+        self, database: dict[str, Any], domain: int = 0, sensors: int = SENSORS, factory: str = FACTORY
+    ) -> None:
         self._database = database
-        with self.session() as cursor:
+        self._sensors, self._factory = sensors, factory
+        self._domain, self._topic = domain_name(domain), topic_name(domain)
+        with session(self._database) as cursor:
+            cursor.execute("LOCK TABLE domain_number IN SHARE ROW EXCLUSIVE MODE")
             cursor.execute(
-                "INSERT INTO kafka_log (topic, partition, epoch, begin_offset, reason) "
-                "SELECT %s, p, %s, 0, 'stored before' FROM generate_series(0, %s) p RETURNING log_id",
-                (TOPIC, EPOCH, PARTITIONS - 1),
+                "INSERT INTO domain_number (domain_id, domain) "
+                "SELECT coalesce(max(domain_id), 0) + 1, %(name)s FROM domain_number "
+                "HAVING %(name)s NOT IN (SELECT domain FROM domain_number)",
+                {"name": self._domain},
             )
-            self._log_id = min(int(row[0]) for row in cursor.fetchall())
-            cursor.execute(
-                "INSERT INTO domain_number (domain_id, domain) SELECT coalesce(max(domain_id), 0) + 1, %s "
-                "FROM domain_number ON CONFLICT (domain) DO NOTHING",
-                (DOMAIN,),
-            )
-            cursor.execute("SELECT domain_id FROM domain_number WHERE domain = %s", (DOMAIN,))
+            cursor.execute("SELECT domain_id FROM domain_number WHERE domain = %s", (self._domain,))
             self._domain_id = int(cursor.fetchone()[0])
-            cursor.execute(
-                "INSERT INTO measurement_series "
-                "(domain, tenant_id, factory_id, machine_id, sensor_id, metric, unit) "
-                "SELECT %s, %s, %s, machine, sensor, %s, %s "
-                "FROM unnest(%s::text[], %s::text[]) WITH ORDINALITY v (machine, sensor, place) ORDER BY place "
-                "RETURNING series_id",
-                (DOMAIN, TENANT, FACTORY, METRIC, UNIT, *_names()),
-            )
-            numbers = [int(row[0]) for row in cursor.fetchall()]
-        if numbers != list(range(numbers[0], numbers[0] + SENSORS)):
+            self._logs = _begin_logs(cursor, self._topic)
+            self._raw = _raw_statement(cursor)
+            self._first_series = self._add_series(cursor)
+
+    def _add_series(self, cursor: Any) -> int:
+        """The number of the first; the others follow."""
+        cursor.execute(
+            "INSERT INTO measurement_series "
+            "(domain_id, tenant_id, factory_id, machine_id, sensor_id, metric, unit) "
+            "SELECT %s, %s, %s, machine, sensor, %s, %s "
+            "FROM unnest(%s::text[], %s::text[]) WITH ORDINALITY v (machine, sensor, place) ORDER BY place "
+            "RETURNING series_id",
+            (self._domain_id, TENANT, self._factory, METRIC, UNIT, *_names(self._sensors)),
+        )
+        numbers = [int(row[0]) for row in cursor.fetchall()]
+        if numbers != list(range(numbers[0], numbers[0] + self._sensors)):
             raise RuntimeError("the server numbered the series in another order")
-        self._first_series = numbers[0]
+        return numbers[0]
 
-    @contextmanager
-    def session(self) -> Iterator[Any]:
-        """A cursor in a transaction of its own."""
-        # A benchmark's filling need not survive a crash.
-        options = "-c search_path=analytics,public -c timezone=UTC -c synchronous_commit=off"
-        conn = psycopg2.connect(**self._database, options=options)
-        try:
-            with conn, conn.cursor() as cursor:
-                yield cursor
-        finally:
-            conn.close()
+    def raw(self, *fills: Fill) -> None:
+        """Raw events, a batch for each fill; leaves nothing pending."""
+        with session(self._database) as cursor:
+            for fill in fills:
+                parameters = self._parameters(fill)
+                parameters["batch"] = _open_batch(cursor, fill)
+                cursor.execute(_HOUR, parameters)
+                cursor.execute(self._raw.format(payload=fill.payload), parameters)
+                cursor.execute(_STATE, ("raw_events", self._domain_id, fill.hour, fill.rows))
 
-    def raw(self, fill: Fill) -> None:
-        """Raw events with their batches; marks nothing."""
-        with self.session() as cursor:
-            cursor.execute(_BATCHES, self._parameters(fill))
-            numbered = cursor.fetchall()
-            batch = f"{numbered[0][0]} + n / {BATCH_MESSAGES}"
-            ranges = [(Binary(self._ranges(first, count)), batch_id) for batch_id, first, count in numbered]
-            cursor.executemany("UPDATE ingest_batch SET ranges = %s WHERE batch_id = %s", ranges)
-            payload = _SHORT_PAYLOAD if fill.short else _PAYLOAD
-            cursor.execute(_RAW.format(batch=batch, payload=payload), self._parameters(fill))
-            cursor.execute(_STATE, ("raw_events", fill.hour, DOMAIN, fill.rows, fill.rows))
-
-    def normalized(self, fill: Fill) -> None:
+    def normalized(self, *fills: Fill) -> None:
         """Their measurements."""
-        with self.session() as cursor:
-            cursor.execute(_NORMALIZED, self._parameters(fill))
-            cursor.execute(_STATE, ("normalized_measurements", fill.hour, DOMAIN, fill.rows, fill.rows))
+        with session(self._database) as cursor:
+            for fill in fills:
+                cursor.execute(_NORMALIZED, self._parameters(fill))
+                cursor.execute(_STATE, ("normalized_measurements", self._domain_id, fill.hour, fill.rows))
 
     def repeat_windows(self, hour: datetime, hours: int) -> None:
         """The windows of an hour for so many hours before it."""
-        with self.session() as cursor:
-            cursor.execute(_WINDOWS, {"hour": hour, "hours": hours})
+        with session(self._database) as cursor:
+            cursor.execute(_WINDOWS, {"hour": hour, "hours": hours, "domain_id": self._domain_id})
             rows = int(cursor.rowcount) // max(1, hours)
             for ago in range(1, hours + 1):
-                cursor.execute(_STATE, ("window_aggregates", hour - ago * HOUR, DOMAIN, rows, rows))
-
-    def forget_marks(self) -> None:
-        """What is stored counts as done."""
-        with self.session() as cursor:
-            cursor.execute("DELETE FROM pending_mark")
-
-    def _ranges(self, first: int, count: int) -> bytes:
-        """Of the messages from one number on, which take turns over the partitions."""
-        rows = []
-        for partition in range(PARTITIONS):
-            begin, end = ((at + PARTITIONS - 1 - partition) // PARTITIONS for at in (first, first + count))
-            rows.append((self._log_id + partition, begin, end, end - begin, 0))
-        return encode(of_rows(rows))
+                cursor.execute(_STATE, ("window_aggregates", self._domain_id, hour - ago * HOUR, rows))
 
     def _parameters(self, fill: Fill) -> dict[str, Any]:
         return {
             "begins": fill.hour,
-            "hour": fill.hour,
             "rows": fill.rows,
             "first": fill.first,
             "step_us": fill.span_s * 1_000_000 // fill.rows,
             "series": self._first_series,
-            "log": self._log_id,
+            "sensors": self._sensors,
             "domain_id": self._domain_id,
+            "domain": self._domain,
+            "topic": self._topic,
+            "logs": self._logs,
         }
 
 
-def _names() -> tuple[list[str], list[str]]:
-    return [machine_id(sensor) for sensor in range(SENSORS)], [sensor_id(sensor) for sensor in range(SENSORS)]
+def _names(sensors: int) -> tuple[list[str], list[str]]:
+    return [machine_id(at, sensors) for at in range(sensors)], [sensor_id(at) for at in range(sensors)]
+
+
+# ------------------------------------------------------------------ what the drain writes
+
+
+def _begin_logs(cursor: Any, topic: str) -> list[int]:
+    """The number of the log of each partition."""
+    if not _has(cursor, "kafka_log", "partition"):
+        cursor.execute(
+            "INSERT INTO kafka_log (topic, epoch, reason) VALUES (%s, %s, 'stored before') RETURNING log_id",
+            (topic, EPOCH),
+        )
+        return [int(cursor.fetchone()[0])] * PARTITIONS
+    cursor.execute(
+        "INSERT INTO kafka_log (topic, partition, epoch, begin_offset, reason) "
+        "SELECT %s, p, %s, 0, 'stored before' FROM generate_series(0, %s - 1) p ORDER BY p RETURNING log_id",
+        (topic, EPOCH, PARTITIONS),
+    )
+    return [int(row[0]) for row in cursor.fetchall()]
+
+
+def _raw_statement(cursor: Any) -> str:
+    numbered = _has(cursor, "raw_events", "domain_id")
+    return _RAW.format(
+        epoch=EPOCH,
+        partitions=PARTITIONS,
+        numbers=_NUMBERS,
+        payload="{payload}",
+        more=", domain_id" if numbered else "",
+        values=", %(domain_id)s" if numbered else "",
+    )
+
+
+def _open_batch(cursor: Any, fill: Fill) -> int:
+    """A batch record without offset ranges: nobody reads these rows by batch."""
+    ranges = _has(cursor, "ingest_batch", "ranges")
+    cursor.execute(
+        f"INSERT INTO ingest_batch (arrived_at, messages, raw_rows, dead_letters, duration_s{', ranges' * ranges}) "
+        f"VALUES (%s, %s, %s, 0, 0.1{', %s' * ranges}) RETURNING batch_id",
+        (fill.hour, fill.rows, fill.rows, *(b"",) * ranges),
+    )
+    return int(cursor.fetchone()[0])
+
+
+def _has(cursor: Any, table: str, column: str) -> bool:
+    """Whether the schema has a column: that of the raw side is being rewritten."""
+    cursor.execute(
+        "SELECT count(*) FROM pg_attribute WHERE attrelid = %s::regclass AND attname = %s AND NOT attisdropped",
+        (table, column),
+    )
+    return bool(cursor.fetchone()[0])

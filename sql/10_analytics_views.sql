@@ -36,13 +36,24 @@ SELECT o.topic,
 FROM kafka_offset o JOIN newest n USING (topic) CROSS JOIN idle i
 GROUP BY o.topic, n.kafka_time;
 
--- A domain is as far as the topic of it that is least far. A topic that never had a message does not hold it.
+-- A domain is as far as the topic of it that is least far. A topic that never had a message does not hold it, nor does
+-- one whose newest message is older than the domain's newest by more than idle_partition_s.
 CREATE OR REPLACE VIEW domain_watermark AS
+WITH newest AS (
+    SELECT d.domain, max(w.last_kafka_time) AS kafka_time
+    FROM domain_topic d JOIN topic_watermark w USING (topic) GROUP BY d.domain
+), idle AS (
+    SELECT make_interval(secs => value::double precision) AS after
+    FROM pipeline_setting WHERE name = 'idle_partition_s'
+)
 SELECT d.domain,
-       min(w.watermark) AS watermark,
-       min(w.watermark) - make_interval(secs => max(s.value::double precision)) AS final_until
+       min(w.watermark) FILTER (WHERE w.last_kafka_time >= n.kafka_time - i.after) AS watermark,
+       min(w.watermark) FILTER (WHERE w.last_kafka_time >= n.kafka_time - i.after)
+           - make_interval(secs => max(s.value::double precision)) AS final_until
 FROM domain_topic d
 JOIN topic_watermark w USING (topic)
+JOIN newest n USING (domain)
+CROSS JOIN idle i
 JOIN pipeline_setting s ON s.name = 'allowed_lateness_s'
 GROUP BY d.domain;
 

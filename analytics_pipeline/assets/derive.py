@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,7 +29,7 @@ from analytics_pipeline.assets.measurements.calculation import MeasurementCalcul
 from analytics_pipeline.assets.slices import compose, halves, live_from
 from analytics_pipeline.assets.windows.calculation import WindowCalculation
 from analytics_pipeline.domains import Domain, Registry
-from analytics_pipeline.errors import RunEndedError
+from analytics_pipeline.errors import PipelineError, RunEndedError
 from analytics_pipeline.garbage import cycle_collection_paused
 from analytics_pipeline.quality.gates import quarantines, run_gate
 from analytics_pipeline.quality.suites import suite_for
@@ -43,7 +43,15 @@ from analytics_pipeline.records import (
     PartitionError,
 )
 from analytics_pipeline.settings import Settings
-from analytics_pipeline.storage import input_versions, outcomes, partition_state, pending_work, retention
+from analytics_pipeline.storage import (
+    input_versions,
+    locks,
+    outcomes,
+    partition_state,
+    pending_work,
+    retention,
+    window_sizes,
+)
 from analytics_pipeline.storage.dagster_tables import require_started_run
 from analytics_pipeline.storage.domain_numbers import DomainNumbers
 from analytics_pipeline.storage.engine import Connection, connection
@@ -63,8 +71,17 @@ RESTART_JITTER_S = 0.2
 
 #: Begun anew: nothing is wrong with the slice, another transaction was in the way.
 RESTARTED = (psycopg2.errors.SerializationFailure, psycopg2.errors.DeadlockDetected)
-#: Never split for these: they say nothing of one domain partition.
+#: Never split for these: they say nothing of one domain partition …
 NOT_SPLIT = (MemoryError, RunEndedError, psycopg2.OperationalError, psycopg2.InterfaceError)
+#: … but for what psycopg2 counts among them although the data of one domain may cause it: a row too wide for an
+#: index, a statement too long, or one that takes longer than the time-out.
+REFUSED_BY_DATABASE = (
+    psycopg2.errors.ProgramLimitExceeded,
+    psycopg2.errors.StatementTooComplex,
+    psycopg2.errors.TooManyColumns,
+    psycopg2.errors.TooManyArguments,
+    psycopg2.errors.QueryCanceled,
+)
 
 
 class _InputsChangedError(Exception):
@@ -79,7 +96,9 @@ class _Run:
     mode: Mode
     run_id: str
     domains: Mapping[int, Domain]
+    #: For domain partitions that others hold; else what is free is computed, and the others are noted in ``missed``.
     wait: bool = True
+    missed: set[Key] = field(default_factory=set)
 
 
 class Deriver:
@@ -139,8 +158,16 @@ class Deriver:
             now: tells live hours from older ones.
             wait: for domain partitions that others hold; otherwise they are left, and listed in ``busy``.
             on_slice: called after each commit.
+
+        Raises:
+            PipelineError: a domain is named that is not enabled; nothing was changed.
         """
         started = time.monotonic()
+        unknown = sorted(set(domains or ()) - self._domains.by_name.keys())
+        if unknown:
+            raise PipelineError(
+                f"unknown or disabled domains: {', '.join(unknown)}; enabled are {', '.join(self._domains.by_name)}"
+            )
         names = [name for name in self._domains.by_name if domains is None or name in domains]
         numbers = self._numbers.numbers(names)
         run = _Run(
@@ -155,10 +182,8 @@ class Deriver:
             hours = self._kept(run, hours, done)
         found: dict[datetime, list[DomainOutcome]] = {}
         with cycle_collection_paused():
-            for keys in self._composed(run, hours, live_from(now or datetime.now(UTC))):
-                for key, outcome in self._slice(run, keys, done):
-                    found.setdefault(key[1], []).append(outcome)
-                on_slice()
+            for key, outcome in self._slices(run, hours, live_from(now or datetime.now(UTC)), done, on_slice):
+                found.setdefault(key[1], []).append(outcome)
         took = time.monotonic() - started
         wanted = sorted({*found, *(one.hour for one in done.errors)}) if mode == "incremental" else hours
         done.outcomes = [
@@ -177,8 +202,28 @@ class Deriver:
         done.expired = [hour for hour in hours if hour not in kept]
         return [hour for hour in hours if hour in kept]
 
+    def _slices(
+        self,
+        run: _Run,
+        hours: Sequence[datetime],
+        first_live: datetime,
+        done: DerivedHours,
+        on_slice: Callable[[], None],
+    ) -> Iterator[tuple[Key, DomainOutcome]]:
+        """Compute slice by slice. Live work takes what is free first, and comes back for what others held."""
+        for keys in self._composed(run, hours, first_live):
+            is_live = run.mode == "incremental" and keys[0][1] >= first_live
+            yield from self._slice(replace(run, wait=run.wait and not is_live), keys, done)
+            on_slice()
+        if not run.wait:
+            done.busy += sorted(run.missed)
+        elif run.missed:
+            yield from self._slice(run, sorted(run.missed), done)
+            on_slice()
+
     def _composed(self, run: _Run, hours: Sequence[datetime], first_live: datetime) -> list[list[Key]]:
         with connection(self._engine) as conn:
+            window_sizes.require(conn, self._settings.window_sizes_s)
             if run.mode == "full":
                 keys = [(number, hour) for hour in hours for number in run.domains]
             else:
@@ -212,12 +257,15 @@ class Deriver:
     def _slice(self, run: _Run, keys: Sequence[Key], done: DerivedHours) -> Iterator[tuple[Key, DomainOutcome]]:
         """Compute a slice; split it where it raises, until the guilty domain partition stands alone."""
         try:
-            yield from self._with_restarts(run, keys, done)
+            yield from self._with_restarts(run, keys)
         except psycopg2.errors.LockNotAvailable:
             done.busy += keys
-        except NOT_SPLIT:
-            raise
-        except Exception as error:  # noqa: BLE001
+            if run.mode == "full":
+                # A person asked for it, and nothing pending will bring it back.
+                done.errors += [self._busy(run, key) for key in keys]
+        except Exception as error:
+            if isinstance(error, NOT_SPLIT) and not isinstance(error, REFUSED_BY_DATABASE):
+                raise
             if len(keys) > 1:
                 log.warning("slice split", asset=run.asset, partitions=len(keys), error=str(error))
                 for half in halves(keys):
@@ -226,17 +274,22 @@ class Deriver:
             self._record_failure(run, keys[0], error)
             done.errors.append(PartitionError(domain=run.domains[keys[0][0]].name, hour=keys[0][1], error=error))
 
-    def _with_restarts(
-        self, run: _Run, keys: Sequence[Key], done: DerivedHours
-    ) -> list[tuple[Key, DomainOutcome]]:
+    def _with_restarts(self, run: _Run, keys: Sequence[Key]) -> list[tuple[Key, DomainOutcome]]:
         for attempt in range(MAX_RESTARTS + 1):
             try:
-                return self._compute(run, keys, done)
+                return self._compute(run, keys)
             except (*RESTARTED, _InputsChangedError):
                 if attempt == MAX_RESTARTS:
                     raise
                 time.sleep(random.random() * RESTART_JITTER_S * (attempt + 1))
         raise AssertionError("unreachable")
+
+    def _busy(self, run: _Run, key: Key) -> PartitionError:
+        error = PipelineError(
+            f"{run.asset} {key[1]:%Y-%m-%d %H:%M}: others computed it for more than "
+            f"{locks.LOCK_TIMEOUT_MS // 1000} s; materialize it again"
+        )
+        return PartitionError(domain=run.domains[key[0]].name, hour=key[1], error=error)
 
     def _record_failure(self, run: _Run, key: Key, error: Exception) -> None:
         log.error(
@@ -253,13 +306,13 @@ class Deriver:
             )
             conn.commit()
 
-    def _compute(self, run: _Run, keys: Sequence[Key], done: DerivedHours) -> list[tuple[Key, DomainOutcome]]:
+    def _compute(self, run: _Run, keys: Sequence[Key]) -> list[tuple[Key, DomainOutcome]]:
         started = time.monotonic()
         with (
             connection(self._engine) as conn,
             domain_partition_locks(conn, run.asset, keys, wait=run.wait) as held,
         ):
-            done.busy += sorted(set(keys) - set(held))
+            run.missed.update(set(keys).difference(held))
             versions = input_versions.read(conn)
             works = self._works(conn, run, held)
             if not works:

@@ -103,6 +103,7 @@ class Drain:
         self._numbers = DomainNumbers(engine)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="drain-writer")
         self._writing: Future[None] | None = None
+        self._topics_told = False
 
     def tick(self, now: datetime) -> DrainOutcome:
         """Drain to the end of the logs, or to the bounds of one tick.
@@ -173,12 +174,22 @@ class Drain:
 
     def _drain(self, done: _Tick, arrival: Callable[[], datetime], deadline: float) -> None:
         self._numbers.numbers([UNKNOWN_DOMAIN, *self._domains.by_name])
+        self._tell_topics()
         try:
             while self._next_batch(done, arrival, deadline):
                 pass
         finally:
             # Also when reading failed: nobody looks at the offsets before the batch in flight is in or out.
             self._wait_for_write()
+
+    def _tell_topics(self) -> None:
+        """Once per process: the views find a domain's watermark by its topics, also of one that came since the last
+        migration."""
+        if not self._topics_told:
+            with connection(self._engine) as conn:
+                offsets.add_domain_topics(conn, self._domains.domain_topics)
+                conn.commit()
+            self._topics_told = True
 
     def _next_batch(self, done: _Tick, arrival: Callable[[], datetime], deadline: float) -> bool:
         """Read and judge a batch while the one before is written; returns whether to go on."""

@@ -36,6 +36,8 @@ class RunState(Enum):
     UNDER_WAY = "under way"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
+    #: Terminated by a person, or by the stop of the stack: no fault of its hours.
+    CANCELED = "canceled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,13 +174,15 @@ def _ready(
     lingering: bool,
 ) -> _Ready | None:
     """An hour of which no run is awaited: at once, or after the pause that its last failure asks for."""
-    if claim is None or (run and lingering and run.state is not RunState.FAILED):
+    if claim is None or (run and lingering and run.state in (RunState.UNDER_WAY, RunState.SUCCEEDED)):
         return _Ready(hour, 1, None)
     if run is None:
         return _Ready(hour, claim.attempt + 1, LOST)  # it waited long enough already
     if run.state is RunState.SUCCEEDED and hour.newest_mark_at >= claim.requested_at:
         return _Ready(hour, 1, None)  # something new arrived meanwhile
-    failure = run if run.state is RunState.FAILED else replace(run, error=LEFT_MARKS)
+    if run.state is RunState.CANCELED and situation.now >= (run.ended_at or claim.requested_at) + FIRST_PAUSE:
+        return _Ready(hour, claim.attempt, claim.last_error)
+    failure = run if run.state is not RunState.SUCCEEDED else replace(run, error=LEFT_MARKS)
     return _after_failure(hour, claim, failure, situation.now, plan)
 
 

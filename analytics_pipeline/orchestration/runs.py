@@ -130,5 +130,6 @@ def _ended(record: RunRecord) -> ClaimedRun:
         return ClaimedRun(RunState.UNDER_WAY)
     if run.status is DagsterRunStatus.SUCCESS:
         return ClaimedRun(RunState.SUCCEEDED, ended_at)
-    word = "was terminated" if run.status is DagsterRunStatus.CANCELED else "failed"
-    return ClaimedRun(RunState.FAILED, ended_at, f"run {run.run_id} {word}")
+    if run.status is DagsterRunStatus.CANCELED:
+        return ClaimedRun(RunState.CANCELED, ended_at, f"run {run.run_id} was terminated")
+    return ClaimedRun(RunState.FAILED, ended_at, f"run {run.run_id} failed")

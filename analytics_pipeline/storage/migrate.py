@@ -22,6 +22,7 @@ from psycopg2.extras import execute_values
 
 from analytics_pipeline.errors import PipelineError
 from analytics_pipeline.settings import Settings
+from analytics_pipeline.storage import window_sizes
 from analytics_pipeline.storage.engine import Connection, connection, make_engine
 
 DISTRIBUTION = "analytics-pipeline"
@@ -116,7 +117,7 @@ def migrate(
         if on_notice_text:
             on_notice(on_notice_text)
         applied = _apply_outdated(conn, files, on_notice)
-        _store_settings(conn, settings, domain_topics)
+        _store_settings(conn, settings, domain_topics, on_notice)
     return applied
 
 
@@ -324,7 +325,10 @@ def _execute(cursor: Any, what: str, text: str) -> None:
 
 
 def _store_settings(
-    conn: Connection, settings: Settings, domain_topics: Mapping[str, Sequence[str]] | None
+    conn: Connection,
+    settings: Settings,
+    domain_topics: Mapping[str, Sequence[str]] | None,
+    on_notice: Callable[[str], None],
 ) -> None:
     with conn.cursor() as cursor:
         cursor.execute("SELECT to_regclass('pipeline_setting') IS NOT NULL")
@@ -337,6 +341,9 @@ def _store_settings(
             "WHERE pipeline_setting.value <> excluded.value",
             [(name, str(getattr(settings, name))) for name in SETTINGS_IN_DATABASE],
         )
+        notice = window_sizes.adopt(conn, settings.window_sizes_s)
+        if notice:
+            on_notice(notice)
         if domain_topics is None:
             return
         pairs = [(domain, topic) for domain, topics in domain_topics.items() for topic in topics]

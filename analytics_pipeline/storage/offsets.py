@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -266,3 +266,13 @@ def record_gaps(connection: Connection, gaps: Sequence[Gap]) -> None:
             "ON CONFLICT DO NOTHING",
             [(g.log.topic, g.log.epoch, g.log.partition, g.from_offset, g.to_offset, g.reason) for g in gaps],
         )
+
+
+def add_domain_topics(connection: Connection, domain_topics: Mapping[str, Sequence[str]]) -> None:
+    """Write down which topics feed a domain. Those of domains that are not named stay as they are."""
+    pairs = [(domain, topic) for domain, topics in domain_topics.items() for topic in topics]
+    if pairs:
+        with connection.cursor() as cursor:
+            execute_values(
+                cursor, "INSERT INTO domain_topic (domain, topic) VALUES %s ON CONFLICT DO NOTHING", pairs
+            )

@@ -20,6 +20,12 @@ SERIES_SCHEMA: dict[str, Any] = {"series_id": pl.Int64(), **dict.fromkeys(NAMES,
 
 _COLUMNS = ", ".join(NAMES)
 
+#: What names a machine, and one of them.
+MACHINE = ("tenant_id", "factory_id", "machine_id")
+Machine = tuple[str | None, str | None, str | None]
+#: Each is a range of the unique index that stands in the statement as constants.
+MACHINES_PER_STATEMENT = 200
+
 
 @dataclass
 class _Known:
@@ -99,6 +105,30 @@ class SeriesDirectory:
             rest = [key for key in new if key not in known.numbers]
             if rest:
                 known.add(_read(conn, domain_id, above=0))
+
+
+def read_machines(conn: Connection, domain_id: int, machines: Sequence[Machine]) -> pl.DataFrame:
+    """`SERIES_SCHEMA` of every series of some machines, as this transaction sees them.
+
+    Not from what a process knows: another one may have met a series of the machine first, and what is summed over a
+    machine needs all of them.
+    """
+    frames = [pl.DataFrame(schema=SERIES_SCHEMA)]
+    for at in range(0, len(machines), MACHINES_PER_STATEMENT):
+        parts, values = [], []
+        for machine in machines[at : at + MACHINES_PER_STATEMENT]:
+            names = [
+                f"{name} IS NULL" if value is None else f"{name} = %s"
+                for name, value in zip(MACHINE, machine, strict=True)
+            ]
+            parts.append(
+                f"SELECT series_id, {_COLUMNS} FROM measurement_series WHERE domain_id = %s AND " + " AND ".join(names)
+            )
+            values += [domain_id, *(value for value in machine if value is not None)]
+        with conn.cursor() as cursor:
+            cursor.execute(" UNION ALL ".join(parts), values)
+            frames.append(pl.DataFrame(cursor.fetchall(), schema=SERIES_SCHEMA, orient="row"))
+    return pl.concat(frames)
 
 
 def _in_order(key: tuple[str | None, ...]) -> tuple[str, ...]:

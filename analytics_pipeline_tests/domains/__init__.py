@@ -15,7 +15,7 @@ from confluent_kafka import Producer
 
 from analytics_pipeline.domains import Domain, Registry
 from analytics_pipeline.settings import load_settings
-from analytics_pipeline.storage.engine import engine_for
+from analytics_pipeline.storage.engine import connection, engine_for
 from analytics_pipeline.storage.migrate import migrate
 from analytics_pipeline_tests.conftest import DatabaseServer, _drop
 from analytics_pipeline_tests.pipeline import Pipeline
@@ -54,6 +54,30 @@ def open_domains(
     finally:
         engine_for(settings).dispose()
         _drop(server, database)
+
+
+#: Not emptied between tests of one database: what the migration wrote.
+KEPT = {"schema_migration", "pipeline_setting", "input_version", "spec_limit_edit"}
+
+
+def begin_anew(world: World, domains: Sequence[Domain] | None = None, *, partitions: int = 1) -> None:
+    """Another test on the same database: empty tables, new topics, a process that knows of nothing."""
+    domains = [*(world.pipeline.registry.domains if domains is None else domains)]
+    topics = {f"test.{domain.name}.{uuid.uuid4().hex[:12]}": domain.name for domain in domains}
+    create_topics(world.settings.kafka_brokers, list(topics), partitions)
+    world.pipeline.close()
+    values = world.settings.model_copy(update={"kafka_topics": list(topics)})
+    engine = engine_for(world.settings)
+    with connection(engine) as conn, conn.cursor() as cursor:
+        cursor.execute("SELECT tablename FROM pg_tables WHERE schemaname = current_schema()")
+        names = ", ".join(sorted({row[0] for row in cursor.fetchall()} - KEPT))
+        cursor.execute(f"TRUNCATE {names} RESTART IDENTITY CASCADE")
+        cursor.executemany(
+            "INSERT INTO domain_topic (domain, topic) VALUES (%s, %s)", [(n, t) for t, n in topics.items()]
+        )
+        conn.commit()
+    world.settings, world.topics, world.sent = values, topics, []
+    world.pipeline = Pipeline(values, engine, registry_of(domains, topics))
 
 
 def registry_of(domains: Sequence[Domain], topics: dict[str, str]) -> Registry:

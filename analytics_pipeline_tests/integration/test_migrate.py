@@ -185,7 +185,7 @@ def test_a_reader_sees_the_public_views_and_nothing_else(
         "partition_status",
         "ingest_hourly",
     }
-    for statement in ("SELECT payload FROM raw_events", "DELETE FROM analytics_kpi", "CREATE TABLE t ()"):
+    for statement in ("SELECT payload FROM raw_events", "DELETE FROM analytics_event", "CREATE TABLE t ()"):
         with pytest.raises(psycopg2.errors.InsufficientPrivilege):
             fetch(plain_role, statement)
 
@@ -195,15 +195,17 @@ def insert_window(
 ) -> None:
     """One series and one window of it."""
     columns = {
-        "bucket_start": bucket_start, "window_s": 60, "series_id": 1, "count_n": count_n, "avg_val": 2.0,
+        "domain_id": 1, "bucket_start": bucket_start, "window_s": 60, "series_id": 1, "count_n": count_n,
+        "avg_val": 2.0,
         "m2": 2.0, "min_val": 1.0, "max_val": 3.0, "first_val": 1.0, "first_time": bucket_start, "last_val": 3.0,
         "last_time": bucket_start, "p50": 2.0, "p95": 3.0, "p99": 3.0, "base_n": 1, "coverage": 1.0,
         "tw_integral": 120.0, "tw_covered_s": 60.0, "sketch": b"", **more,
     }  # fmt: skip
     fetch(
         settings,
-        "INSERT INTO measurement_series (domain, tenant_id, factory_id, machine_id, sensor_id, metric) "
-        "VALUES ('sensor', 't1', 'f1', 'mc-01', 's-001', 'temp') ON CONFLICT DO NOTHING",
+        "INSERT INTO domain_number (domain_id, domain) VALUES (1, 'sensor') ON CONFLICT DO NOTHING; "
+        "INSERT INTO measurement_series (domain_id, tenant_id, factory_id, machine_id, sensor_id, metric) "
+        "VALUES (1, 't1', 'f1', 'mc-01', 's-001', 'temp') ON CONFLICT DO NOTHING",
     )
     holes = ", ".join(["%s"] * len(columns))
     fetch(

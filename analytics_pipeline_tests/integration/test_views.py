@@ -102,6 +102,33 @@ def test_a_window_that_changed_since_it_was_final_says_how_often(db: Settings) -
     assert states(db) == ["revised 2"]
 
 
+def test_a_topic_that_fell_silent_days_ago_does_not_hold_its_domain(db: Settings) -> None:
+    insert_window(db, bucket_start="2026-01-01 10:00Z")
+    place(db, 0, "10:30:00", "10:30:00")
+    place(db, 0, "09:00:00", "09:00:00", topic="second")
+    assert states(db) == ["final"]
+
+
+def test_a_window_is_not_final_while_something_below_it_waits(db: Settings) -> None:
+    insert_window(db, bucket_start="2026-01-01 10:00Z")
+    place(db, 0, "10:30:00", "10:30:00")
+    assert states(db) == ["final"]
+    for asset in ("normalized_measurements", "window_aggregates"):
+        fetch(
+            db,
+            "INSERT INTO pending_work (asset, hour, domain_id, reason) VALUES (%s, '2026-01-01 10:00Z', 1, 'x')",
+            asset,
+        )
+        assert states(db) == ["provisional"], asset
+        fetch(db, "DELETE FROM pending_work")
+    fetch(
+        db,
+        "INSERT INTO partition_state (asset, hour, domain_id, rows, rows_failed, status) "
+        "VALUES ('normalized_measurements', '2026-01-01 10:00Z', 1, 0, 150, 'quarantined')",
+    )
+    assert states(db) == ["provisional"]
+
+
 def test_a_window_of_one_sample_has_no_standard_deviation(db: Settings) -> None:
     insert_window(db, count_n=3)
     insert_window(db, count_n=1, bucket_start="2026-01-01 10:01Z", m2=0.0)
@@ -137,6 +164,7 @@ def test_a_lag_that_is_not_known_is_not_zero(db: Settings) -> None:
 
 
 def test_partition_status_tells_done_pending_failed_and_quarantined(db: Settings) -> None:
+    fetch(db, "INSERT INTO domain_number (domain_id, domain) VALUES (1, 'sensor')")
     fetch(
         db,
         "INSERT INTO partition_state (asset, hour, domain_id, rows, rows_failed, status) VALUES "

@@ -12,7 +12,7 @@ import pytest
 from analytics_pipeline.domains.base import Domain, Expect
 from analytics_pipeline.domains.sensor import DOMAIN as SENSOR
 from analytics_pipeline.quality import gates
-from analytics_pipeline.quality.gates import GateError, GateSuite, quarantines, run_gate
+from analytics_pipeline.quality.gates import RANGE, GateError, GateSuite, quarantines, run_gate
 from analytics_pipeline.quality.suites import suite_for
 from analytics_pipeline.records import AssetName
 from analytics_pipeline.settings import Settings, load_settings
@@ -259,3 +259,25 @@ def test_a_pair_is_quarantined_above_the_ratio_once_it_has_enough_rows(
     rows_seen: int, rows_failed: int, refused: bool
 ) -> None:
     assert quarantines(SENSOR, rows_seen, rows_failed) is refused
+
+
+EDGES = [0.0, -0.0, 1.0, 0.5, 5e-324, math.nextafter(1.0, 2.0), math.inf, -math.inf, math.nan]
+BOUNDS: list[dict[str, float | bool]] = [
+    {"min_value": 0.0},
+    {"max_value": 1.0},
+    {"min_value": 0.0, "max_value": 1.0, "strict_min": True},
+    {"min_value": 0.0, "max_value": 1.0, "strict_max": True},
+]
+
+
+@pytest.mark.parametrize("bounds", BOUNDS)
+@pytest.mark.parametrize("value", EDGES)
+def test_ranges_put_together_refuse_what_each_refuses_alone(value: float, bounds: dict[str, float | bool]) -> None:
+    asked = Expect("kpis", RANGE, "value", "asked", tuple(bounds.items()))
+    other = Expect("kpis", RANGE, "other", "other", (("min_value", 0),))
+    frame = pl.DataFrame({"value": [0.5, value], "other": [1, 1]})
+
+    alone = run_gate(GateSuite("kpis", "alone", (asked,), lambda rows: rows), frame)
+    together = run_gate(GateSuite("kpis", "together", (asked, other), lambda rows: rows), frame)
+
+    assert together.reasons == alone.reasons

@@ -188,6 +188,15 @@ def test_a_failed_hour_is_asked_for_again_after_its_pause_with_the_next_attempt(
     assert made.claims[0].last_error == "run x failed"  # stays in sight until the hour is done
 
 
+def test_a_run_that_was_terminated_is_no_failure_of_its_hours() -> None:
+    """A range that a clean stop of the stack interrupted is asked for again as a range."""
+    hours = [CURRENT - HOUR * back for back in (10, 9)]
+    runs = {"c1": ClaimedRun(RunState.CANCELED, ago(seconds=30), "run x was terminated")}
+    made = plan(*map(waits, hours), claims=[claim(hour) for hour in hours], runs=runs)
+    assert asked(made) == [("backfill", hours[0], 2)]
+    assert [request.attempt for request in made.requests] == [1]
+
+
 def test_pauses_double_up_to_ten_minutes() -> None:
     assert [pause_after(n).total_seconds() for n in range(1, 9)] == [5, 10, 20, 40, 80, 160, 320, 600]
     assert pause_after(1000) == LONGEST_PAUSE

@@ -23,6 +23,7 @@ from analytics_pipeline.assets.calculation import (
 )
 from analytics_pipeline.assets.windows import rows as windows
 from analytics_pipeline.assets.windows.spec import TABLE as WINDOWS
+from analytics_pipeline.detectors.base import Detector
 from analytics_pipeline.domains.base import Domain
 from analytics_pipeline.formulas.limits import spans
 from analytics_pipeline.records import Region, from_us
@@ -30,7 +31,7 @@ from analytics_pipeline.stages.anomalies import detect
 from analytics_pipeline.storage import table_io
 from analytics_pipeline.storage.pending_work import Invalidation, Scope
 
-_JUDGED = ("bucket_start", "window_s", "series_id", "count_n", "avg_val", "min_val", "max_val")
+_JUDGED = ("domain_id", "bucket_start", "window_s", "series_id", "count_n", "avg_val", "min_val", "max_val")
 
 
 class AnomalyCalculation:
@@ -41,7 +42,7 @@ class AnomalyCalculation:
     def compute(self, context: Context, works: Sequence[Work]) -> Computed:
         regions = area.disjoint(region for work in works for region in work.regions())
         domains = {work.domain_id: work.domain for work in works}
-        found = [_detect(context, domains[region.domain_id], region) for region in regions]
+        found = [_detect(context, domains, alike) for alike in _alike(regions, domains)]
         frame = pl.concat(found) if found else TABLE.empty()
         parts = Parts(works)
         part = _part_of(parts, frame)
@@ -55,38 +56,54 @@ class AnomalyCalculation:
         )
 
 
-def _detect(context: Context, domain: Domain, region: Region) -> pl.DataFrame:
-    """The anomalies among the windows of one region."""
-    if not domain.detectors:
-        return TABLE.empty()
-    base_s = context.settings.base_window_s
-    targets = table_io.read_regions(context.connection, WINDOWS, [region], names=_JUDGED, window_s=base_s)
+def _alike(regions: Sequence[Region], domains: Mapping[int, Domain]) -> list[list[Region]]:
+    """The regions that one call can look at: of the same span of time, of domains with the same detectors."""
+    groups: dict[tuple[int, int, tuple[Detector, ...]], list[Region]] = {}
+    for region in regions:
+        detectors = domains[region.domain_id].detectors
+        if detectors:
+            groups.setdefault((region.begins_us, region.ends_us, detectors), []).append(region)
+    return list(groups.values())
+
+
+def _detect(context: Context, domains: Mapping[int, Domain], regions: Sequence[Region]) -> pl.DataFrame:
+    """The anomalies among the windows of some regions that are alike."""
+    base_s, detectors = context.settings.base_window_s, domains[regions[0].domain_id].detectors
+    targets = table_io.read_regions(context.connection, WINDOWS, regions, names=_JUDGED, window_s=base_s)
     if targets.is_empty():
         return TABLE.empty()
-    series = targets["series_id"].unique().sort()
+    series = targets.select("domain_id", "series_id").unique().sort("domain_id", "series_id")
     history = windows.read_history(
         context.connection,
-        series.to_list(),
+        series["series_id"].to_list(),
         base_s,
-        from_us(region.begins_us),
-        max(one.look_back for one in domain.detectors),
-        max(one.baseline_windows for one in domain.detectors),
+        from_us(regions[0].begins_us),
+        max(one.look_back for one in detectors),
+        max(one.baseline_windows for one in detectors),
     )
-    names = context.series.frame(region.domain_id, series)
-    limits = spans(names.filter(pl.col("series_id").is_in(series.implode())), context.limits())
     given = pl.concat(
         [
-            targets.with_columns(pl.lit(value=True).alias("is_target")),
+            targets.drop("domain_id").with_columns(pl.lit(value=True).alias("is_target")),
             history.with_columns(pl.lit(value=False).alias("is_target")),
         ],
         how="diagonal",
     )
-    found = detect(given, limits, domain.detectors)
+    found = detect(given, spans(_named(context, series), context.limits()), detectors)
     return (
-        found.with_columns(pl.lit(region.domain_id, pl.Int32).alias("domain_id"))
+        found.join(series, on="series_id", how="left", maintain_order="left")
         .select(list(TABLE.schema()))
         .cast(TABLE.schema())  # type: ignore[arg-type]
     )
+
+
+def _named(context: Context, series: pl.DataFrame) -> pl.DataFrame:
+    """The names of series of some domains."""
+    frames = []
+    for (domain_id,), its in series.group_by("domain_id", maintain_order=True):
+        wanted = its["series_id"]
+        names = context.series.frame(int(domain_id), wanted)
+        frames.append(names.filter(pl.col("series_id").is_in(wanted.implode())))
+    return pl.concat(frames)
 
 
 def _part_of(parts: Parts, frame: pl.DataFrame) -> Ints:

@@ -28,10 +28,11 @@ from analytics_pipeline.records import HOUR_S, HOUR_US, Region
 from analytics_pipeline.stages.kpis import machine_kpis
 from analytics_pipeline.storage import table_io
 from analytics_pipeline.storage.pending_work import Invalidation
+from analytics_pipeline.storage.series import MACHINE, read_machines
 
 _WINDOWS = ("domain_id", "bucket_start", "series_id", "count_n", "min_val", "max_val")
 _ANOMALIES = ("domain_id", "bucket_start", "series_id")
-_MACHINE = ["tenant_id", "factory_id", "machine_id"]
+_MACHINE = list(MACHINE)
 
 
 class KpiCalculation:
@@ -61,8 +62,8 @@ def _machines(context: Context, work: Work) -> pl.DataFrame | None:
         return None
     wanted = pl.Series("series_id", scoped.series, pl.Int64)
     names = context.series.frame(work.domain_id, wanted)
-    touched = names.filter(pl.col("series_id").is_in(wanted.implode())).select(_MACHINE).unique()
-    return names.join(touched, on=_MACHINE, how="semi", nulls_equal=True)
+    touched = names.filter(pl.col("series_id").is_in(wanted.implode())).select(_MACHINE).unique().rows()
+    return read_machines(context.connection, work.domain_id, touched)
 
 
 def _compute(context: Context, works: Sequence[Work], machines: Mapping[Key, pl.DataFrame | None]) -> pl.DataFrame:

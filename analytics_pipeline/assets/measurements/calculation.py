@@ -22,8 +22,10 @@ from analytics_pipeline.assets.calculation import (
     split_gate,
 )
 from analytics_pipeline.assets.measurements import rows as table
+from analytics_pipeline.assets.measurements.failing_series import Evaluated, excused
 from analytics_pipeline.assets.measurements.spec import SPEC
 from analytics_pipeline.domains.base import Domain
+from analytics_pipeline.quality.gates import quarantines
 from analytics_pipeline.quality.suites import name_measures
 from analytics_pipeline.records import HOUR_US, DeadLetter, GateResult
 from analytics_pipeline.stages.normalize import Samples, decode_samples, latest
@@ -46,8 +48,6 @@ class _Tally:
     gate: GateResult
     unreadable: int = 0
     letters: list[DeadLetter] = field(default_factory=list)
-    #: Samples seen and failed of series that fail by themselves: they do not count against the others.
-    excused: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,14 @@ class MeasurementCalculation:
     def compute(self, context: Context, works: Sequence[Work]) -> Computed:
         parts = Parts(works)
         tallies = [_Tally(GateResult(SPEC.name, work.domain.name, 0)) for work in works]
-        columns = [self._chunk(context, works, parts, raw, tallies) for raw in table.read_raw(context, works)]
+        evaluated: list[Evaluated] = []
+        columns = [
+            self._chunk(context, works, parts, raw, tallies, evaluated) for raw in table.read_raw(context, works)
+        ]
         late = table.late_rows(context.connection, works)
         stored = table.count_letters(context.connection, [w for w in works if not w.whole and w.state.rows_failed])
         validated = {
-            work.key: _validated(work, tally, late[at], stored.get(work.key, 0))
+            work.key: _validated(context, work, at, tally, late[at], stored.get(work.key, 0), evaluated)
             for at, (work, tally) in enumerate(zip(works, tallies, strict=True))
         }
         return Computed(
@@ -88,7 +91,13 @@ class MeasurementCalculation:
     # ------------------------------------------------------------------ decoding and validating
 
     def _chunk(
-        self, context: Context, works: Sequence[Work], parts: Parts, raw: StoredRows, tallies: list[_Tally]
+        self,
+        context: Context,
+        works: Sequence[Work],
+        parts: Parts,
+        raw: StoredRows,
+        tallies: list[_Tally],
+        evaluated: list[Evaluated],
     ) -> dict[str, Any]:
         chunks = list(_decoded(works, parts, raw, table.log_domains(context.connection, works)))
         if not chunks:
@@ -102,7 +111,9 @@ class MeasurementCalculation:
         failed[list(gate.reasons)] = True
         found, at = [], 0
         for chunk in chunks:
-            passed = np.flatnonzero(~failed[at : at + len(chunk.samples.row)])
+            its = failed[at : at + len(chunk.samples.row)]
+            evaluated.append(Evaluated(chunk.samples.keys, chunk.part, chunk.samples.series, its))
+            passed = np.flatnonzero(~its)
             at += len(chunk.samples.row)
             found.append(_columns(context, chunk, passed))
         return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
@@ -127,9 +138,6 @@ class MeasurementCalculation:
                 tallies[chunk.raw_part[row]].unreadable += 1
             for place, letter in _letters(context, chunk, reasons):
                 tallies[place].letters.append(letter)
-            for place, excused in _failing_series(chunk, reasons).items():
-                known = tallies[place].excused
-                tallies[place].excused = (known[0] + excused[0], known[1] + excused[1])
 
     # ------------------------------------------------------------------ writing
 
@@ -154,9 +162,7 @@ class MeasurementCalculation:
         letters = [one for at, work in enumerate(works) if work.key in accepted for one in tallies[at].letters]
         dead_letters.write(context.connection, letters)
         held = table.replace_or_merge(context.connection, works, parts, rows, part, accepted)
-        failed = table.count_letters(
-            context.connection, [w for w in chosen if _may_have_letters(w, tallies, works)]
-        )
+        failed = table.count_letters(context.connection, [w for w in chosen if _may_have_letters(w, tallies, works)])
         counts = parts.counts(part)
         results = {
             work.key: Written(rows=held[work.key], written=counts[at], rows_failed=failed.get(work.key, 0))
@@ -170,17 +176,24 @@ def _may_have_letters(work: Work, tallies: Sequence[_Tally], works: Sequence[Wor
     return bool(work.state.rows_failed or tallies[works.index(work)].letters)
 
 
-def _validated(work: Work, tally: _Tally, late_rows: int, stored_letters: int) -> Validated:
-    failed = len(tally.gate.reasons) + tally.unreadable
-    excused_seen, excused_failed = tally.excused
+def _validated(
+    context: Context,
+    work: Work,
+    place: int,
+    tally: _Tally,
+    late_rows: int,
+    stored_letters: int,
+    evaluated: Sequence[Evaluated],
+) -> Validated:
+    dead_letters_now = len(tally.gate.reasons) + tally.unreadable
     held = 0 if work.whole else work.state.rows + stored_letters
     seen = held + tally.gate.rows + tally.unreadable
+    failed = stored_letters + dead_letters_now
+    if quarantines(work.domain, seen, failed):
+        by_themselves = excused(context, work, place, evaluated)
+        seen, failed = seen - by_themselves[0], failed - by_themselves[1]
     return Validated(
-        gate=tally.gate,
-        rows_seen=seen - excused_seen,
-        rows_failed=stored_letters + failed - excused_failed,
-        dead_letters=failed,
-        late_rows=late_rows,
+        gate=tally.gate, rows_seen=seen, rows_failed=failed, dead_letters=dead_letters_now, late_rows=late_rows
     )
 
 
@@ -202,9 +215,7 @@ def _decoded(
 def _gate_frame(chunks: Sequence[_Chunk]) -> pl.DataFrame:
     """What the gate validates: value, measures of the names taken per series, and what domains ask for besides."""
     frames = []
-    wanted = {
-        expect.column for chunk in chunks for expect in chunk.domain.expectations if expect.asset == SPEC.name
-    }
+    wanted = {expect.column for chunk in chunks for expect in chunk.domain.expectations if expect.asset == SPEC.name}
     for chunk in chunks:
         names = chunk.samples.names_frame()
         measured = name_measures(names).with_columns(names[name] for name in names.columns if name in wanted)
@@ -280,27 +291,6 @@ def _letters(context: Context, chunk: _Chunk, failed: Mapping[int, str]) -> Iter
         )
 
 
-def _failing_series(chunk: _Chunk, reasons: Mapping[int, str]) -> dict[int, tuple[int, int]]:
-    """(samples, failed samples) of series that pass the domain's limit by themselves, by domain partition.
-
-    One sensor that says "invalid" ten times a second must not hold back the others.
-    """
-    if not reasons:
-        return {}
-    pair = chunk.part * len(chunk.samples.keys) + chunk.samples.series
-    seen = np.bincount(pair)
-    failed = np.bincount(pair[list(reasons)], minlength=len(seen))
-    alone = np.flatnonzero((seen > 0) & (failed > chunk.domain.max_failed_ratio * seen))
-    found: dict[int, tuple[int, int]] = {}
-    if len(np.unique(chunk.samples.series)) == 1:
-        return found  # there are no others
-    for at in alone.tolist():
-        place = at // len(chunk.samples.keys)
-        known = found.get(place, (0, 0))
-        found[place] = (known[0] + int(seen[at]), known[1] + int(failed[at]))
-    return found
-
-
 # ---------------------------------------------------------------------- what becomes stale
 
 
@@ -318,9 +308,7 @@ def _stale(
         else:
             mine = np.flatnonzero(part == at)
             scope = (
-                _scope(context, work, rows["series_id"][mine], rows["event_time"][mine], base_s)
-                if len(mine)
-                else None
+                _scope(context, work, rows["series_id"][mine], rows["event_time"][mine], base_s) if len(mine) else None
             )
         if scope is not None:
             found.append(

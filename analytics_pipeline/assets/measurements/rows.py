@@ -47,10 +47,10 @@ def read_raw(context: Context, works: Sequence[Work]) -> Iterator[StoredRows]:
     some = [work for work in works if work not in whole]
     if not some:
         return
-    topics = [
-        topic for domain in {work.domain.name: work.domain for work in some}.values() for topic in domain.topics
-    ]
-    for hour, group in groupby(sorted(some, key=lambda work: work.hour), key=lambda work: work.hour):
+    for hour, its in groupby(sorted(some, key=lambda work: work.hour), key=lambda work: work.hour):
+        group = list(its)
+        # Of these domains only: another one of the slice may have been read as a whole.
+        topics = [topic for work in group for topic in work.domain.topics]
         batches = sorted({batch for work in group if work.pending for batch in work.pending.batches})
         for at in range(0, len(batches), CHUNK_BATCHES):
             yield raw_events.read_batches(context.connection, topics, hour, batches[at : at + CHUNK_BATCHES])
@@ -130,7 +130,30 @@ def count_letters(connection: Connection, works: Sequence[Work]) -> dict[Key, in
     return {work.key: counted.get(work.key, 0) for work in works}
 
 
+def read_letters(connection: Connection, work: Work) -> list[tuple[int, bytes]]:
+    """(ordinal, payload) of the dead letters of this asset in one domain partition."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT ordinal, payload FROM dead_letters WHERE hour = %s AND stage = %s AND domain = %s "
+            "AND payload IS NOT NULL",
+            (work.hour, SPEC.name, work.domain.name),
+        )
+        return [(ordinal, bytes(payload)) for ordinal, payload in cursor.fetchall()]
+
+
 # ---------------------------------------------------------------------- measurements
+
+
+def count_by_series(connection: Connection, work: Work) -> pl.DataFrame:
+    """Rows that one domain partition holds: series_id, rows."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT series_id, count(*) FROM normalized_measurements "
+            "WHERE domain_id = %s AND event_time >= %s AND event_time < %s GROUP BY series_id",
+            (work.domain_id, work.hour, work.hour + HOUR),
+        )
+        rows = cursor.fetchall()
+    return pl.DataFrame(rows, schema={"series_id": pl.Int64(), "rows": pl.Int64()}, orient="row")
 
 
 def replace_or_merge(

@@ -29,9 +29,7 @@ _MEASURED = ("domain_id", "series_id", "event_time", "sample_key", "value")
 _KEY = ["domain_id", "series_id", "bucket_start_us"]
 
 
-def base_level(
-    context: Context, works: Sequence[Work], base_s: int
-) -> tuple[pl.DataFrame, list[Region]] | None:
+def base_level(context: Context, works: Sequence[Work], base_s: int) -> tuple[pl.DataFrame, list[Region]] | None:
     """The base windows that are stale, and those that a changed last sample reaches; with the regions that they
     stand for. None where nothing is stale."""
     stale = area.disjoint(region for work in works for region in work.regions())
@@ -136,8 +134,7 @@ def _reached(
     hours = area.joined(region for work in filled for region in work.regions(whole=True))
     size_us = base_s * 1_000_000
     after = [
-        Region(one.domain_id, one.begins_us, one.ends_us + gaps[one.domain_id] + size_us, one.series)
-        for one in regions
+        Region(one.domain_id, one.begins_us, one.ends_us + gaps[one.domain_id] + size_us, one.series) for one in regions
     ]
     wanted = area.disjoint(piece for one in after for piece in area.clipped(one, hours))
     stored = table_io.read_regions(context.connection, TABLE, wanted, names=_LAST, window_s=base_s)
@@ -177,36 +174,51 @@ def stale_in_other_hours(
     """
     parts = Parts(works)
     inside = {work.key for work in works}
-    found = []
     changed = _changed_last(before, after)
     part = parts.of(changed["domain_id"].to_numpy(), changed["bucket_start_us"].to_numpy())
-    ends = _last_of_hour(changed, works, base_s)
-    following = {(work.domain_id, work.hour + HOUR) for work in works} - inside
-    holding = context.holding_windows(sorted(following))
-    for at, work in enumerate(works):
-        key = (work.domain_id, work.hour + HOUR)
-        if key not in holding or not work.domain.longest_gap_s:
-            continue
-        series = changed.filter(pl.Series(part == at, dtype=pl.Boolean) & ends)["series_id"].unique().sort()
-        if len(series):
-            found.append(_first_windows(key, work, tuple(series.to_list()), base_s))
-    previous = {(work.domain_id, work.hour - HOUR): work for work in works if work.domain.longest_gap_s}
-    for key in context.changed_since_snapshot([key for key in previous if key not in inside]):
-        work = previous[key]
-        found.append(_first_windows(work.key, work, None, base_s))
-    return found
+    reach = [(at, work, step) for at, work in enumerate(works) for step in range(1, hours_reached(work) + 1)]
+    holding = context.holding_windows(sorted({_later(work, step) for _, work, step in reach} - inside))
+    found = []
+    for at, work, step in reach:
+        if _later(work, step) in holding:
+            near = pl.Series(part == at, dtype=pl.Boolean) & _reaches(changed, work, step, base_s)
+            series = changed.filter(near)["series_id"].unique().sort()
+            if len(series):
+                found.append(first_windows(_later(work, step), work, tuple(series.to_list()), base_s))
+    return found + _changed_meanwhile(context, works, reach, inside, base_s)
 
 
-def _last_of_hour(changed: pl.DataFrame, works: Sequence[Work], base_s: int) -> pl.Series:
-    """Whether a window is so near to the end of its hour that it can reach the next one."""
-    gaps = {work.domain_id: work.domain.longest_gap_s * 1_000_000 for work in works}
-    left_us = HOUR_US - changed["bucket_start_us"] % HOUR_US - base_s * 1_000_000
-    return left_us < changed["domain_id"].replace_strict(gaps, return_dtype=pl.Int64)
+def _changed_meanwhile(
+    context: Context,
+    works: Sequence[Work],
+    reach: Sequence[tuple[int, Work, int]],
+    inside: set[Key],
+    base_s: int,
+) -> list[Invalidation]:
+    """The first windows of this slice's hours where an hour before was committed after the snapshot."""
+    earlier = {(work.key, _later(work, -step)) for _, work, step in reach}
+    changed = context.changed_since_snapshot(sorted({key for _, key in earlier} - inside))
+    stale = {key for key, before in earlier if before in changed}
+    return [first_windows(work.key, work, None, base_s) for work in works if work.key in stale]
 
 
-def _first_windows(
-    key: Key, work: Work, series: tuple[int, ...] | None, base_s: int
-) -> Invalidation:
+def hours_reached(work: Work) -> int:
+    """Into how many later hours a sample may be carried."""
+    return -(-work.domain.longest_gap_s // HOUR_S)
+
+
+def _later(work: Work, step: int) -> Key:
+    return work.domain_id, work.hour + HOUR * step
+
+
+def _reaches(changed: pl.DataFrame, work: Work, step: int, base_s: int) -> pl.Series:
+    """Whether a window is so near to the end of its hour that it can reach the hour that many steps later."""
+    left_us = HOUR_US * step - changed["bucket_start_us"] % HOUR_US - base_s * 1_000_000
+    return left_us < work.domain.longest_gap_s * 1_000_000
+
+
+def first_windows(key: Key, work: Work, series: tuple[int, ...] | None, base_s: int) -> Invalidation:
+    """The windows at the beginning of an hour into which a sample may be carried from one before."""
     until = min(HOUR_S, -(-work.domain.longest_gap_s // base_s) * base_s)
     return Invalidation(
         asset="window_aggregates",
@@ -215,4 +227,3 @@ def _first_windows(
         scope=Scope(series=series, spans=((0, until),)),
         reason="carried in",
     )
-

@@ -29,7 +29,13 @@ from analytics_pipeline.assets.calculation import (
     split_gate,
 )
 from analytics_pipeline.assets.windows import rows as table
-from analytics_pipeline.assets.windows.base_level import base_level, stale_in_other_hours, with_domain
+from analytics_pipeline.assets.windows.base_level import (
+    base_level,
+    first_windows,
+    hours_reached,
+    stale_in_other_hours,
+    with_domain,
+)
 from analytics_pipeline.assets.windows.spec import SPEC, TABLE
 from analytics_pipeline.records import HOUR, HOUR_S, DerivedName, Region, from_us
 from analytics_pipeline.stages.windows import merge_windows
@@ -147,7 +153,8 @@ class WindowCalculation:
         base_s = context.settings.base_window_s
         base = wanted.filter(pl.col("window_s") == base_s)
         before = stored.filter(pl.col("window_s") == base_s)
-        return results, [*stale, *stale_in_other_hours(context, works, before, base, base_s)]
+        unwritten = _stale_beside_withheld(context, works, withheld)
+        return results, [*stale, *unwritten, *stale_in_other_hours(context, works, before, base, base_s)]
 
 
 def _asks_for_longer(work: Work) -> bool:
@@ -208,6 +215,22 @@ def stale_after(
     hourly = changed.filter(pl.col("window_s") == HOUR_S)
     for at in np.unique(_part_of(parts, hourly)).tolist():
         found += _longer_windows(context, works[at])
+    return found
+
+
+def _stale_beside_withheld(
+    context: Context, works: Sequence[Work], withheld: Mapping[int, tuple[int, ...]]
+) -> list[Invalidation]:
+    """What this slice computed from windows that it then withheld: it is computed again, from those that are stored."""
+    by_key = {work.key: work for work in works}
+    found: list[Invalidation] = []
+    for at, series in withheld.items():
+        work = works[at]
+        for step in range(1, hours_reached(work) + 1):
+            later = (work.domain_id, work.hour + HOUR * step)
+            if later in by_key:
+                found.append(first_windows(later, work, series, context.settings.base_window_s))
+        found += _longer_windows(context, work)
     return found
 
 

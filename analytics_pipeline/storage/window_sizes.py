@@ -1,0 +1,83 @@
+"""The window sizes that a database holds: written down by the migration, held to by every computation.
+
+A process with other sizes would leave windows of some sizes behind, with nothing pending.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from analytics_pipeline.errors import SettingsError
+from analytics_pipeline.storage.engine import Connection
+
+NAME = "windows"
+
+
+def _text(sizes_s: Sequence[int]) -> str:
+    return ",".join(map(str, sizes_s))
+
+
+def stored(conn: Connection) -> tuple[int, ...] | None:
+    """The sizes of this database in seconds; None before the first migration."""
+    with conn.cursor() as cursor:
+        cursor.execute("SELECT value FROM pipeline_setting WHERE name = %s", (NAME,))
+        row = cursor.fetchone()
+    return tuple(map(int, row[0].split(","))) if row else None
+
+
+def require(conn: Connection, sizes_s: Sequence[int]) -> None:
+    """Refuse to compute with other sizes than the database holds.
+
+    Raises:
+        SettingsError: names both, and the remedy.
+    """
+    held = stored(conn)
+    if held is not None and held != tuple(sizes_s):
+        raise SettingsError(
+            f"WINDOWS: this process computes windows of {_text(sizes_s)} s, the database holds {_text(held)} s; give "
+            "every process the same WINDOWS, then run 'analytics-pipeline migrate' and restart them"
+        )
+
+
+def adopt(conn: Connection, sizes_s: Sequence[int]) -> str | None:
+    """Make these the sizes of the database; returns what that means for a person, if anything. Commits.
+
+    Windows of sizes that are no longer wanted are deleted, and every hour that holds measurements is asked for: its
+    windows are computed again as backfill, while live data goes on.
+    """
+    held = stored(conn)
+    if held == tuple(sizes_s):
+        return None
+    with conn.cursor() as cursor:
+        cursor.execute("BEGIN")
+        try:
+            cursor.execute(
+                "INSERT INTO pipeline_setting (name, value) VALUES (%s, %s) "
+                "ON CONFLICT (name) DO UPDATE SET value = excluded.value, updated_at = now()",
+                (NAME, _text(sizes_s)),
+            )
+            hours = _begin_anew(cursor, sizes_s) if held is not None else 0
+            cursor.execute("COMMIT")
+        except BaseException:
+            cursor.execute("ROLLBACK")
+            raise
+    if not hours:
+        return None
+    return f"window sizes changed from {_text(held or ())} to {_text(sizes_s)} s: {hours} hours are computed again"
+
+
+def _begin_anew(cursor: Any, sizes_s: Sequence[int]) -> int:
+    cursor.execute("DELETE FROM window_aggregates WHERE NOT window_s = ANY(%s)", (list(sizes_s),))
+    cursor.execute(
+        "UPDATE partition_state s SET rows = (SELECT count(*) FROM window_aggregates w WHERE w.domain_id = s.domain_id "
+        "AND w.bucket_start >= s.hour AND w.bucket_start < s.hour + interval '1 hour') "
+        "WHERE s.asset = 'window_aggregates'"
+    )
+    cursor.execute(
+        "INSERT INTO pending_work (asset, domain_id, hour, reason) "
+        "SELECT 'window_aggregates', domain_id, hour, 'window sizes' "
+        "FROM partition_state WHERE asset IN ('normalized_measurements', 'window_aggregates') AND rows > 0 "
+        "GROUP BY domain_id, hour"
+    )
+    return int(cursor.rowcount)
