@@ -15,13 +15,14 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 IMPORT_TEST := analytics_pipeline_tests/unit/test_imports.py
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test smoke bench lint clean
+.PHONY: help venv demo test smoke bench bench-long lint clean
 
 help:
 	@echo "make demo    start everything, stream real data, show where to look; Ctrl-C stops it"
 	@echo "make test    the whole test suite on real servers, under 10 minutes on 2 cores"
 	@echo "make smoke   20,000 messages through the whole stack; one line of JSON on stdout"
 	@echo "make bench   the benchmark; tables and JSON under benchmarks/results/"
+	@echo "make bench-long   the benchmarks that take too long for that"
 	@echo "make lint    ruff, mypy, the direction of imports"
 	@echo "make clean   stop what the tests of .ci/ started, remove $(STATE)/ and caches"
 
@@ -49,6 +50,9 @@ smoke: venv
 
 bench: venv
 	@$(BIN)/python -m benchmarks
+
+bench-long: venv
+	@$(BIN)/python -m benchmarks --long
 
 lint: venv
 	@$(BIN)/ruff check .

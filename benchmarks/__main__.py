@@ -1,8 +1,8 @@
-"""``python -m benchmarks``: every benchmark on every server that can be had, as tables and as JSON.
+"""``python -m benchmarks``: the benchmarks on every server that can be had, as tables and as JSON.
 
-``--server embedded`` or ``--server timescaledb`` runs one of the two, ``--only throughput`` one benchmark,
-``--quick`` a tenth of everything, to see that it works. The JSON of a partial or quick run is written only
-where ``--results`` says.
+``--long`` runs those that take too long to be run often, ``--server embedded`` or ``--server timescaledb`` is one of
+the two servers, ``--only throughput`` one benchmark, ``--quick`` a tenth of everything, to see that it works. The
+JSON of a partial or quick run is written only where ``--results`` says.
 """
 
 from __future__ import annotations
@@ -45,37 +45,42 @@ Benchmark = Callable[[Stack, Say, bool], list[Figure]]
 BENCHMARKS: dict[str, Benchmark] = {
     "throughput": throughput.run,
     "freshness": freshness.run,
-    "isolation": isolation.run,
-    "history": history.run,
-    "backfill": backfill.run,
-    "memory": memory.run,
     "sparse": sparse.run,
-    "sparse-dagster": sparse_dagster.run,
     "domains-live": domains_live.run,
     "domains-throughput": domains_throughput.run,
-    "series": series.run,
     "late": late.run,
     "cold-start": cold_start.run,
     "no-statistics": no_statistics.run,
     "master-data": master_data.run,
     "partitions": partitions.run,
     "dead-letters": dead_letters.run,
+    "backfill": backfill.run,
+}
+#: More than ten minutes of a server, or gigabytes of its disk.
+LONG: dict[str, Benchmark] = {
+    "sparse-dagster": sparse_dagster.run,
+    "series": series.run,
+    "series-most": series.run_most,
+    "isolation": isolation.run,
+    "history": history.run,
+    "memory": memory.run,
 }
 
 
 def main() -> int:
     """Run, print, write. Exit code 1 if a server could not be had; a missed goal is no failure."""
     options = _options()
-    console, failed = Console(width=TABLE_COLUMNS), False
+    console, failed, every = Console(width=TABLE_COLUMNS), False, BENCHMARKS | LONG
+    chosen = options.only or (LONG if options.long else BENCHMARKS)
     forget_connections()
     for name in options.server or SERVERS:
         started_at, say = datetime.now(UTC), _teller(name)
         try:
             with running(name, options.state / name) as stack:
                 figures: list[Figure] = []
-                for benchmark in options.only or BENCHMARKS:
+                for benchmark in chosen:
                     say(benchmark)
-                    figures += BENCHMARKS[benchmark](stack, say, options.quick)
+                    figures += every[benchmark](stack, say, options.quick)
                 report = Report(name, stack.version(), figures, started_at)
         except ServerMissingError as error:
             say(str(error))
@@ -83,7 +88,8 @@ def main() -> int:
             continue
         report.show(console)
         if options.results or not (options.only or options.quick):
-            say(f"written: {report.write(options.results or RESULTS_DIR).name}")
+            written = report.write(options.results or RESULTS_DIR, "-long" if options.long else "")
+            say(f"written: {written.name}")
     return int(failed)
 
 
@@ -99,7 +105,8 @@ def _teller(name: str) -> Say:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser("benchmarks", description=__doc__)
     parser.add_argument("--server", choices=SERVERS, action="append", help="default: all")
-    parser.add_argument("--only", choices=sorted(BENCHMARKS), action="append", help="default: all")
+    parser.add_argument("--only", choices=sorted(BENCHMARKS | LONG), action="append")
+    parser.add_argument("--long", action="store_true", help="the long ones instead of the others")
     parser.add_argument("--quick", action="store_true", help="a tenth of everything")
     parser.add_argument("--state", type=Path, default=ROOT / ".state" / "bench", help="where servers keep data")
     parser.add_argument("--results", type=Path, help="where the JSON goes (default: benchmarks/results)")

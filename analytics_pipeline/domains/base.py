@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any, NamedTuple
 
 import msgspec
@@ -99,3 +99,9 @@ class Domain:
     time_zone: tzinfo = UTC
     longest_gap_s: int = 300
     split: Callable[[bytes], Sequence[tuple[datetime, bytes]]] | None = None
+
+    @property
+    def history(self) -> timedelta:
+        """How far back of an hour what is computed for it may look: at earlier windows, and their last samples."""
+        gap = timedelta(seconds=self.longest_gap_s)
+        return max([gap, *(detector.look_back for detector in self.detectors)])

@@ -46,7 +46,13 @@ def prune_storage(context: OpExecutionContext, pipeline: ResourceParam[Pipeline]
 def expire_hours(context: OpExecutionContext, pipeline: ResourceParam[Pipeline]) -> None:
     """See ``storage.retention``."""
     with pipeline.connection() as conn:
-        expired = expire(conn, pipeline.domains.by_name, datetime.now(UTC), pipeline.settings.retention_days)
+        expired = expire(
+            conn,
+            pipeline.domains.by_name,
+            datetime.now(UTC),
+            pipeline.settings.retention_days,
+            look_back=max(domain.history for domain in pipeline.domains),
+        )
     context.add_output_metadata(
         {"floor": str(expired.floor), "hours": expired.hours, "rows": MetadataValue.json(expired.rows)}
     )

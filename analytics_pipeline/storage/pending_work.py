@@ -186,7 +186,8 @@ def delete(connection: Connection, work_ids: Sequence[int]) -> None:
             cursor.execute("DELETE FROM pending_work WHERE work_id = ANY(%s)", (list(work_ids),))
 
 
-#: Domain partitions with something to do now: work that is not held, and no failure that still rests.
+#: Domain partitions with something to do now: work that is not held, no failure that still rests, and an hour that
+#: retention has not taken.
 ACTIONABLE = (
     "FROM (SELECT hour, asset, domain_id, count(*) AS items, min(created_at) AS oldest_at, "
     "max(created_at) AS newest_at FROM pending_work GROUP BY 1, 2, 3 HAVING NOT bool_and(held)) w "
@@ -194,7 +195,9 @@ ACTIONABLE = (
     "LEFT JOIN partition_failure f USING (hour, asset, domain_id) "
     "WHERE (f.next_try_at IS NULL OR f.next_try_at <= now() OR f.code_version <> %(code_version)s) "
     "AND (%(domains)s::text[] IS NULL OR d.domain = ANY(%(domains)s)) "
-    "AND w.hour >= coalesce(%(since)s, '-infinity'::timestamptz)"
+    "AND w.hour >= coalesce(%(since)s, '-infinity'::timestamptz) "
+    "AND NOT EXISTS (SELECT FROM retention_floor r WHERE r.domain = d.domain AND r.asset = w.asset "
+    "AND w.hour < r.floor_hour)"
 )
 
 

@@ -18,11 +18,12 @@ from analytics_pipeline.storage.input_versions import raise_version
 
 #: Tables by event time; every row belongs to the hour that holds its time.
 _BY_TIME = {"raw_events": "event_time", "events": "event_time", "normalized_measurements": "event_time"}
-#: Tables by window; a window that reaches beyond the floor stays whole.
-_BY_WINDOW = ("window_aggregates", "anomalies", "kpis", "event_rollups")
+#: Tables by window, and below what their rows go; a window that reaches beyond it stays whole.
+_BY_WINDOW = {"window_aggregates": "history", "anomalies": "floor", "kpis": "floor", "event_rollups": "floor"}
+#: By arrival: a letter with an old time came just now, and somebody wants to see it.
+_BY_ARRIVAL = ("dead_letters",)
 #: Tables by hour.
 _BY_HOUR = (
-    "dead_letters",
     "ingest_batch_hour",
     "pending_work",
     "hour_claim",
@@ -73,18 +74,30 @@ def _floors(conn: Connection, asset: AssetName) -> dict[str, datetime]:
         return dict(cursor.fetchall())
 
 
-def expire(conn: Connection, domains: Iterable[str], now: datetime, retention_days: int) -> Expired:
-    """Delete hours below the floor, each in a transaction of its own, the oldest first. Commits."""
+def expire(
+    conn: Connection,
+    domains: Iterable[str],
+    now: datetime,
+    retention_days: int,
+    *,
+    look_back: timedelta = timedelta(),
+) -> Expired:
+    """Delete hours below the floor, each in a transaction of its own, the oldest first. Commits.
+
+    Args:
+        look_back: windows stay for so long below the floor: the first hours that are kept are computed from them, and
+            a rebuild must find the history that live had.
+    """
     floor = floor_hour(now, retention_days)
     if floor is None:
         return Expired()
     _raise_floor(conn, domains, floor)
     expired = Expired(floor)
     for hour in _hours_below(conn, floor):
-        _delete_below(conn, hour + HOUR, expired.rows)
+        _delete_below(conn, hour + HOUR, expired.rows, look_back)
         expired.hours += 1
     # What no record of an hour names, as after a restore; nothing, nearly always.
-    _delete_below(conn, floor, expired.rows)
+    _delete_below(conn, floor, expired.rows, look_back)
     return expired
 
 
@@ -109,25 +122,25 @@ def _raise_floor(conn: Connection, domains: Iterable[str], floor: datetime) -> N
 def _hours_below(conn: Connection, floor: datetime) -> list[datetime]:
     with conn.cursor() as cursor:
         cursor.execute(
-            "SELECT hour FROM partition_state WHERE hour < %(floor)s UNION "
-            "SELECT hour FROM dead_letters WHERE hour < %(floor)s ORDER BY 1",
+            "SELECT DISTINCT hour FROM partition_state WHERE hour < %(floor)s ORDER BY 1",
             {"floor": floor},
         )
         return [row[0] for row in cursor.fetchall()]
 
 
-def _delete_below(conn: Connection, floor: datetime, rows: dict[str, int]) -> None:
+def _delete_below(conn: Connection, floor: datetime, rows: dict[str, int], look_back: timedelta) -> None:
     statements = {
         **{table: f"DELETE FROM {table} WHERE {column} < %(floor)s" for table, column in _BY_TIME.items()},
         **{
-            table: f"DELETE FROM {table} WHERE bucket_start < %(floor)s "
-            "AND bucket_start + make_interval(secs => window_s) <= %(floor)s"
-            for table in _BY_WINDOW
+            table: f"DELETE FROM {table} WHERE bucket_start < %({edge})s "
+            f"AND bucket_start + make_interval(secs => window_s) <= %({edge})s"
+            for table, edge in _BY_WINDOW.items()
         },
+        **{table: f"DELETE FROM {table} WHERE arrived_at < %(floor)s" for table in _BY_ARRIVAL},
         **{table: f"DELETE FROM {table} WHERE hour < %(floor)s" for table in _BY_HOUR},
     }
     with conn.cursor() as cursor:
         for table, statement in statements.items():
-            cursor.execute(statement, {"floor": floor})
+            cursor.execute(statement, {"floor": floor, "history": floor - look_back})
             rows[table] = rows.get(table, 0) + cursor.rowcount
     conn.commit()

@@ -17,7 +17,7 @@ from analytics_pipeline.domains import Domain, Registry
 from analytics_pipeline.settings import load_settings
 from analytics_pipeline.storage.engine import connection, engine_for
 from analytics_pipeline.storage.migrate import migrate
-from analytics_pipeline_tests.conftest import DatabaseServer, _drop
+from analytics_pipeline_tests.conftest import DatabaseServer
 from analytics_pipeline_tests.pipeline import Pipeline
 from analytics_pipeline_tests.worlds import MAX_MESSAGE_BYTES, World, create_topics
 
@@ -53,7 +53,7 @@ def open_domains(
             world.pipeline.close()
     finally:
         engine_for(settings).dispose()
-        _drop(server, database)
+        server.drop(database)
 
 
 #: Not emptied between tests of one database: what the migration wrote.

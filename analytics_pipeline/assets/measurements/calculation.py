@@ -34,9 +34,6 @@ from analytics_pipeline.storage import dead_letters, raw_events
 from analytics_pipeline.storage.pending_work import MAX_SERIES, Invalidation, Scope, merged_spans
 from analytics_pipeline.storage.raw_events import StoredRows
 
-#: Ordinals of one element of a message that was split; a message that was not is element 0, however many samples
-#: it has.
-ELEMENT_SAMPLES = 1024
 #: Above this share of a domain's series, a scope names time only.
 MAX_SERIES_SHARE = 0.1
 
@@ -244,7 +241,7 @@ def _columns(context: Context, chunk: _Chunk, kept: Ints) -> dict[str, Any]:
         "kafka_time": raw.kafka_time_us[row],
         "log_id": raw.log_id[row],
         "offset": raw.offset[row],
-        "ordinal": (raw.ordinal[row] * ELEMENT_SAMPLES + samples.ordinal[kept]).astype(np.int32),
+        "ordinal": (raw.ordinal[row] * table.ELEMENT_SAMPLES + samples.ordinal[kept]).astype(np.int32),
     }
 
 
@@ -274,7 +271,7 @@ def _letters(context: Context, chunk: _Chunk, failed: Mapping[int, str]) -> Iter
                 epoch=origin.epoch,
                 partition=int(raw.partition[row]),
                 offset=int(raw.offset[row]),
-                ordinal=int(raw.ordinal[row]) * ELEMENT_SAMPLES + ordinal,
+                ordinal=int(raw.ordinal[row]) * table.ELEMENT_SAMPLES + ordinal,
                 stage=SPEC.name,
                 domain=chunk.domain.name,
                 is_element=chunk.domain.split is not None,

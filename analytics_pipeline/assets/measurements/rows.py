@@ -20,6 +20,9 @@ from analytics_pipeline.storage.raw_events import StoredRows
 
 #: Raw rows that are decoded at once: what bounds a worker's memory, at about 1 kB a row.
 CHUNK_ROWS = 200_000
+#: Ordinals of one element of a message that was split; a message that was not is element 0, however many samples
+#: it has.
+ELEMENT_SAMPLES = 1024
 #: Batches whose rows are read in one go.
 CHUNK_BATCHES = 200
 
@@ -131,14 +134,16 @@ def count_letters(connection: Connection, works: Sequence[Work]) -> dict[Key, in
 
 
 def read_letters(connection: Connection, work: Work) -> list[tuple[int, bytes]]:
-    """(ordinal, payload) of the dead letters of this asset in one domain partition."""
+    """(place of the sample in its payload, payload) of the dead letters of this asset in one domain partition."""
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT ordinal, payload FROM dead_letters WHERE hour = %s AND stage = %s AND domain = %s "
+            "SELECT ordinal, payload FROM dead_letters WHERE hour = %s AND stage = %s AND domain_id = %s "
             "AND payload IS NOT NULL",
-            (work.hour, SPEC.name, work.domain.name),
+            (work.hour, SPEC.name, work.domain_id),
         )
-        return [(ordinal, bytes(payload)) for ordinal, payload in cursor.fetchall()]
+        rows = cursor.fetchall()
+    splits = work.domain.split is not None
+    return [(ordinal % ELEMENT_SAMPLES if splits else ordinal, bytes(payload)) for ordinal, payload in rows]
 
 
 # ---------------------------------------------------------------------- measurements

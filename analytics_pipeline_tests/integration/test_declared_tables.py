@@ -1,0 +1,76 @@
+"""``sql/`` and the table specs say the same, both ways; and assets are named where they are declared."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import analytics_pipeline
+from analytics_pipeline.assets.catalog import ASSETS
+from analytics_pipeline.settings import Settings
+from analytics_pipeline.tables import TableSpec
+from analytics_pipeline_tests.integration.test_migrate import fetch
+
+TABLES = [table for spec in ASSETS for table in spec.tables]
+#: As the catalogue of the database calls them.
+_TYPES = {"int4": "int4", "int8": "int8", "float8": "float8", "timestamptz": "timestamptz", "text": "text"}
+_TYPES |= {"bytea": "bytea", "jsonb": "jsonb"}
+
+PACKAGE = Path(analytics_pipeline.__file__).parent
+DERIVED_TABLES = {"normalized_measurements", "window_aggregates", "anomalies", "kpis"}
+#: SQL about derived tables outside of their assets' folders, and why it is there.
+EXCEPTIONS = {
+    "storage/retention.py": "which column each table expires by, events included, that are no asset yet",
+    "storage/profile.py": "what the pages of Dagster and doctor count, by name of the asset",
+    "cli/_demo_data.py": "the demo's own questions",
+    "cli/_smoke_checks.py": "the smoke test compares what was sent with what is stored",
+    "cli/_smoke_watch.py": "the smoke test waits for rows",
+    "cli/doctor.py": "whether tables are hypertables",
+    "cli/up.py": "progress in rows",
+}
+_SQL = re.compile(r"\b(?:FROM|INTO|JOIN|UPDATE|COPY|TABLE)\s+(\w+)")
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+def test_columns_of_the_database_and_of_the_spec_are_the_same(database_settings: Settings, table: TableSpec) -> None:
+    stored = fetch(
+        database_settings,
+        "SELECT column_name, udt_name, is_nullable = 'YES' FROM information_schema.columns "
+        "WHERE table_schema = current_schema() AND table_name = %s ORDER BY ordinal_position",
+        table.name,
+    )
+    declared = [(column.name, _TYPES[column.type], column.nullable) for column in table.by_name.values()]
+    if table.name in DERIVED_TABLES:
+        assert stored == declared
+    else:  # raw events have columns of types that no frame has
+        assert set(declared) <= set(stored)
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+def test_the_key_of_the_database_is_that_of_the_spec(database_settings: Settings, table: TableSpec) -> None:
+    keys = fetch(
+        database_settings,
+        "SELECT array_agg(a.attname ORDER BY k.at)::text[] FROM pg_index i, "
+        "unnest(i.indkey::int2[]) WITH ORDINALITY k (number, at), pg_attribute a "
+        "WHERE i.indrelid = %s::regclass AND i.indisunique AND a.attrelid = i.indrelid AND a.attnum = k.number "
+        "GROUP BY i.indexrelid",
+        table.name,
+    )
+    assert [list(table.key)] == [row[0] for row in keys]
+
+
+def test_every_table_of_a_derived_asset_leads_its_key_with_the_domain() -> None:
+    assert {table.name: table.key[0] for table in TABLES if table.name in DERIVED_TABLES} == dict.fromkeys(
+        DERIVED_TABLES, "domain_id"
+    )
+
+
+def test_sql_about_a_derived_table_stands_in_its_assets_folder() -> None:
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        where = path.relative_to(PACKAGE).as_posix()
+        if not where.startswith("assets/") and DERIVED_TABLES & set(_SQL.findall(path.read_text("utf-8"))):
+            found.add(where)
+    assert found <= EXCEPTIONS.keys()
