@@ -56,7 +56,7 @@ def release(
 ) -> None:
     """Release a domain partition from quarantine: the next run writes its good rows; rows that fail stay out.
 
-    Of normalized_measurements, rows that fail stay dead letters. Of window_aggregates, anomalies and kpis, a figure
+    Of normalized_measurements, rows that fail become dead letters. Of window_aggregates, anomalies and kpis, a figure
     that fails its gate is never written: releasing one computes it again, and no more.
     """
     from analytics_pipeline.settings import load_settings
