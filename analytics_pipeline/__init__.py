@@ -3,22 +3,25 @@
 ::
 
     Kafka ──► drain_kafka ──► raw_events ──► normalized_measurements ──► window_aggregates ──┬──► anomalies
-              (sensor, 5 s)       │                    │                                     └──► kpis
-                                  └── bad payloads ────┴── bad rows ──► dead_letters (bytes kept, replayable)
+              (sensor)            │                    │                                     └──► kpis
+                                  └── bad payloads ────┴── bad rows ──► dead_letters (bytes kept)
 
-Every asset is partitioned by the hour of event time (UTC). Where to look:
+Every asset is partitioned by the hour of event time (UTC). A domain partition is (asset, hour, domain): what is
+locked, computed, gated, quarantined and retried. ``docs/glossary.md`` has the words. Where to look:
 
 ==================  =====================================================================================
-``records``         what flows: positions, raw messages, dead letters, outcomes
-``domains``         one file a domain: topics, decoding, gates, detectors
-``formulas``        pure: moments, percentile sketches, limits
-``detectors``       pure: one detector a file
-``stages``          pure: one transform an asset
-``quality``         Great Expectations: frame in, verdict out
+``records``         what flows: dead letters, outcomes, pending hours; ``messages``: what comes from Kafka
+``tables``          what a stored table is: columns with type, unit and meaning
+``formulas``        pure: moments, rank sketches, limits
+``detectors``       pure: one detector per file
+``domains``         one domain per file: topics, decoding, expectations, detectors
+``stages``          pure: one transform per asset
+``quality``         Great Expectations: frame in, gate result out
 ``sources``         Kafka
-``storage``         TimescaleDB: COPY, offsets, the ledger of pending work, dead letters
-``flow``            the two paths, drain and derive, each one protocol; knows nothing of Dagster
-``orchestration``   Dagster: assets, checks, sensors, schedules
+``storage``         PostgreSQL and TimescaleDB: COPY, offsets, pending work, partition state, dead letters
+``assets``          what each asset is, in its ``spec``, and how it is computed; ``derive``: the one protocol
+``flow``            Kafka to ``raw_events``: drain and rebuild; knows nothing of Dagster
+``orchestration``   Dagster: assets, checks, sensors, schedules, launcher, live runs, reports
 ``embedded``        the real servers that pip brings, started and stopped
 ``cli``             ``analytics-pipeline``
 ==================  =====================================================================================

@@ -145,7 +145,7 @@ class GateResult:
 
 @dataclass(frozen=True, slots=True)
 class DomainOutcome:
-    """What one evaluation of (asset, hour, domain) did. ``rows``: rows that the pair holds afterwards."""
+    """What one evaluation of (asset, hour, domain) did. ``rows``: rows that it holds afterwards."""
 
     domain: str
     rows: int
@@ -154,7 +154,7 @@ class DomainOutcome:
     late_rows: int
     gate: GateResult
     quarantined: bool = False
-    #: Counted over the pair's whole content so far, not only this evaluation.
+    #: Counted over the domain partition's whole content so far, not only this evaluation.
     rows_seen: int = 0
     rows_failed: int = 0
 
@@ -315,7 +315,7 @@ class BatchReport:
 
 @dataclass(frozen=True, slots=True)
 class PendingHour:
-    """An hour with work to do: the assets that hold marks, in flow order."""
+    """An hour with work to do: the assets that have pending work, in flow order."""
 
     hour: datetime
     assets: tuple[DerivedName, ...]

@@ -52,7 +52,7 @@ def open_session(state_dir: Path, say: Callable[[str], None], *, fresh: bool = F
     """
     ignored = forget_connections()
     if ignored:
-        say(f"starting servers of its own, so that these variables are ignored: {', '.join(ignored)}")
+        say(f"ignored variables, because this command starts its own servers: {', '.join(ignored)}")
     state_dir.mkdir(parents=True, exist_ok=True)
     signals = StopSignals()
     with signals.installed(), _locked(state_dir / "lock", say) as lock:
@@ -107,7 +107,7 @@ def _dagster_yaml() -> Path:
     for folder in (Path.cwd(), CHECKOUT):
         if (folder / "dagster.yaml").is_file():
             return folder / "dagster.yaml"
-    raise EmbeddedServerError(f"no dagster.yaml in {Path.cwd()}: run this in a checkout of the project")
+    raise EmbeddedServerError(f"no dagster.yaml in {Path.cwd()} or {CHECKOUT}; run this in a checkout of the project")
 
 
 @contextmanager
@@ -134,9 +134,9 @@ def _take(lock: int, path: Path, say: Callable[[str], None]) -> None:
             owner = os.pread(lock, 32, 0).decode().strip() or "unknown"
             if time.monotonic() > deadline or (owner.isdigit() and Path(f"/proc/{owner}").exists()):
                 raise EmbeddedServerError(
-                    f"{path.parent} is in use by process {owner}: stop that one, or choose another --state-dir"
+                    f"{path.parent} is in use by process {owner}; stop that process, or choose another --state-dir"
                 ) from None
         if not told:
-            say("waiting for the stack before this one to stop")
+            say("waiting for the previous stack to stop")
             told = True
         time.sleep(0.2)

@@ -1,4 +1,4 @@
-"""``analytics-pipeline doctor``: is everything that the pipeline needs there, and if not, what mends it."""
+"""``analytics-pipeline doctor``: whether everything that the pipeline needs is there, and the remedy if not."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _MARKS = {"ok": "[green]ok[/]  ", "note": "[yellow]note[/]", "fail": "[red]FAIL[
 class Finding:
     """What one check found. ``note``: works, and is worth knowing. ``remedy`` only where there is one."""
 
-    what: str
+    check: str
     level: Literal["ok", "note", "fail"]
-    said: str
+    found: str
     remedy: str | None = None
 
 
@@ -42,8 +42,8 @@ def doctor(as_json: AsJson = False) -> None:
     else:
         screen = console()
         for finding in findings:
-            screen.print(f"{_MARKS[finding.level]} [bold]{finding.what}[/]: ", end="")
-            screen.print(finding.said, markup=False, highlight=False, soft_wrap=True)
+            screen.print(f"{_MARKS[finding.level]} [bold]{finding.check}[/]: ", end="")
+            screen.print(finding.found, markup=False, highlight=False, soft_wrap=True)
             if finding.remedy:
                 screen.print(f"     remedy: {finding.remedy}", markup=False, highlight=False, soft_wrap=True)
     if any(finding.level == "fail" for finding in findings):
@@ -59,7 +59,7 @@ def examine() -> Iterator[Finding]:
         settings = load_settings()
         registry = registry_for(settings)
     except PipelineError as error:
-        yield Finding("settings", "fail", str(error), "correct the environment or .env as said")
+        yield Finding("settings", "fail", str(error), "correct it in the environment or in .env")
         return
     yield Finding("settings", "ok", f"domains {', '.join(registry.by_name)}; windows {settings.windows} s")
     yield from _database(settings)
@@ -112,15 +112,16 @@ def _timescaledb(settings: Settings, conn: Any) -> Finding:
         return Finding("TimescaleDB", "ok", f"{version}, licence {licence}: {offers}")
     if _one(conn, "SELECT name FROM pg_available_extensions WHERE name = 'timescaledb'"):
         remedy = "have a superuser run CREATE EXTENSION timescaledb, then 'analytics-pipeline migrate'"
-        return Finding("TimescaleDB", "note", "on this server but not in this database: plain tables", remedy)
-    return Finding("TimescaleDB", "note", "not on this server: plain tables are used, and that works")
+        found = "installed on this server, not in this database: plain tables are used"
+        return Finding("TimescaleDB", "note", found, remedy)
+    return Finding("TimescaleDB", "note", "not on this server: plain tables are used, which works")
 
 
 def _role(settings: Settings, conn: Any) -> Finding:
     if _one(conn, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user"):
-        remedy = "use a role that is none: CREATE ROLE pipeline LOGIN; GRANT analytics_writer TO pipeline"
+        remedy = "use an ordinary role: CREATE ROLE pipeline LOGIN; GRANT analytics_writer TO pipeline"
         return Finding("role", "note", f"{settings.db_user} is a superuser, which is more than is needed", remedy)
-    return Finding("role", "ok", f"{settings.db_user} is no superuser")
+    return Finding("role", "ok", f"{settings.db_user} is not a superuser")
 
 
 def _schema(settings: Settings, conn: Any) -> Finding:
@@ -136,7 +137,7 @@ def _schema(settings: Settings, conn: Any) -> Finding:
 def _permissions(settings: Settings, conn: Any) -> Finding:
     """Whether this role may do what the pipeline does, asked of the server and not tried."""
     if not _one(conn, "SELECT count(*) FROM pg_tables WHERE schemaname = %s", (settings.db_schema,)):
-        return Finding("permissions", "note", f"there is no table in {settings.db_schema} to have any on yet")
+        return Finding("permissions", "note", f"{settings.db_schema} has no tables yet")
     missing = _one(
         conn,
         "SELECT string_agg(tablename || ' (' || privilege || ')', ', ' ORDER BY tablename, privilege) "
@@ -171,8 +172,8 @@ def _kafka(settings: Settings, topics: tuple[str, ...]) -> Iterator[Finding]:
     yield Finding("Kafka", "ok", f"{settings.kafka_brokers} answers, {len(there)} topics")
     missing = sorted(set(topics) - set(there))
     if missing:
-        remedy = "create them, or name those to read in KAFKA_TOPICS"
-        yield Finding("topics", "fail", f"there is no {', '.join(missing)}", remedy)
+        remedy = "create them, or name the topics to read in KAFKA_TOPICS"
+        yield Finding("topics", "fail", f"missing topics: {', '.join(missing)}", remedy)
     else:
         shown = ", ".join(f"{topic} ({len(there[topic].partitions)} partitions)" for topic in topics)
         yield Finding("topics", "ok", shown)

@@ -1,4 +1,4 @@
-"""``analytics-pipeline gaps``: offsets that no row stands for. Each is recorded; a person accepts it."""
+"""``analytics-pipeline gaps``: offsets without a stored row. Each gap is recorded; a person accepts it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from analytics_pipeline.errors import PipelineError
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="Offsets that no row stands for: list and accept them.", no_args_is_help=True)
+    group = typer.Typer(help="Offsets without a stored row: list and accept them.", no_args_is_help=True)
     group.command("list")(list_gaps)
     group.command("accept")(accept)
     app.add_typer(group, name="gaps")
@@ -32,7 +32,7 @@ def list_gaps(
     if as_json:
         print_json(gaps)
     elif not gaps:
-        typer.echo("no gaps" if every else "no open gaps")
+        typer.echo("gaps: none" if every else "open gaps: none")
     else:
         columns = ("gap", "topic", "epoch", "partition", "from", "to", "reason", "recorded", "accepted", "by")
         rows = [
@@ -48,14 +48,17 @@ def accept(
     every: Annotated[bool, typer.Option("--all", help="All that are open.")] = False,
     by: Annotated[str | None, typer.Option(help="Who accepts. Default: the user of this process.")] = None,
 ) -> None:
-    """Write down that you know of these gaps, so that 'status' no longer shows them."""
+    """Record that you know of these gaps, so that 'status' no longer counts them."""
     from analytics_pipeline.settings import load_settings
     from analytics_pipeline.storage.by_hand import accept_gaps, read_gaps
 
     if bool(gap_ids) == every:
-        raise PipelineError("gaps accept takes either gap numbers, as 'gaps list' shows them, or --all")
+        raise PipelineError(
+            "gaps accept: takes gap numbers or --all, and not both; 'analytics-pipeline gaps list' shows the numbers"
+        )
     with open_database(load_settings()) as conn:
         wanted = [gap.gap_id for gap in read_gaps(conn)] if every else list(gap_ids or ())
         accepted = accept_gaps(conn, wanted, by or pwd.getpwuid(os.getuid()).pw_name)
         conn.commit()
-    typer.echo(f"accepted {', '.join(map(str, accepted))}" if accepted else "nothing to accept")
+    shown = ", ".join(map(str, accepted)) or "none, no such gap is open"
+    typer.echo(f"accepted: {shown}")

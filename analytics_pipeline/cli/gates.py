@@ -1,4 +1,4 @@
-"""``analytics-pipeline gates``: what was refused as a whole, and how to let it through."""
+"""``analytics-pipeline gates``: domain partitions in quarantine, and how to release one."""
 
 from __future__ import annotations
 
@@ -15,35 +15,36 @@ HOUR_FORMATS = ("%Y-%m-%d-%H:%M", "%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%MZ", "%Y-%
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="Quarantined partitions: list and release them.", no_args_is_help=True)
+    group = typer.Typer(help="Quarantined domain partitions: list and release them.", no_args_is_help=True)
     group.command("list")(list_gates)
     group.command("release")(release)
     app.add_typer(group, name="gates")
 
 
 def list_gates(as_json: AsJson = False) -> None:
-    """Show the (asset, hour, domain) pairs that are in quarantine, or let through with rows failing."""
+    """Show the domain partitions that are in quarantine, or released with rows that fail."""
     from analytics_pipeline.settings import load_settings
     from analytics_pipeline.storage.overview import read_gated
 
     with open_database(load_settings()) as conn:
-        pairs = read_gated(conn)
+        gated = read_gated(conn)
     if as_json:
-        print_json(pairs)
-    elif not pairs:
-        typer.echo("nothing is in quarantine")
+        print_json(gated)
+    elif not gated:
+        typer.echo("quarantined domain partitions: none")
     else:
-        columns = ("asset", "hour", "domain", "status", "rows", "failed", "marks", "since", "failing expectations")
+        columns = ("asset", "hour", "domain", "status", "rows", "failed", "pending items", "since",
+                   "failing expectations")  # fmt: skip
         rows = [
-            (p.asset, p.hour, p.domain, p.status, p.rows_seen, p.rows_failed, p.marks, p.updated_at,
+            (p.asset, p.hour, p.domain, p.status, p.rows_seen, p.rows_failed, p.pending_items, p.updated_at,
              reasons(p.detail))
-            for p in pairs
+            for p in gated
         ]  # fmt: skip
         console().print(table("Gates", columns, rows))
 
 
 def reasons(detail: dict[str, Any]) -> str:
-    """The failing expectations of a pair with their counts, the most frequent first."""
+    """The failing expectations of a domain partition with their counts, the most frequent first."""
     counts = detail.get("expectations") or {}
     return ", ".join(f"{name}: {n}" for name, n in sorted(counts.items(), key=lambda one: -one[1])) or "-"
 
@@ -53,7 +54,11 @@ def release(
     hour: Annotated[str, typer.Argument(help="UTC, for example 2026-11-21T10:00Z.")],
     domain: Annotated[str, typer.Argument(help="For example sensor.")],
 ) -> None:
-    """Let a quarantined pair through: its good rows are written, its bad ones stay dead letters."""
+    """Release a domain partition from quarantine: the next run writes its good rows; rows that fail stay out.
+
+    Of normalized_measurements, rows that fail become dead letters. Of window_aggregates, anomalies and kpis, a figure
+    that fails its gate is never written: releasing one computes it again, and no more.
+    """
     from analytics_pipeline.settings import load_settings
     from analytics_pipeline.storage import by_hand
 
@@ -61,7 +66,7 @@ def release(
     with open_database(load_settings()) as conn:
         by_hand.release(conn, asset, start, domain)
         conn.commit()
-    typer.echo(f"released {asset}, {utc(start)}, {domain}; the next run writes it")
+    typer.echo(f"released: {asset}, {utc(start)}, {domain}; the next run writes its good rows")
 
 
 def parse_hour(text: str) -> datetime:

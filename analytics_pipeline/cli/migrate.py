@@ -10,7 +10,7 @@ def register(app: typer.Typer) -> None:
 
 
 def migrate() -> None:
-    """Create or update tables, views, hypertables and roles. Safe to repeat and to run from several places."""
+    """Create or update tables, views, hypertables and roles. Safe to repeat and to run from several machines."""
     from analytics_pipeline.domains import registry_for
     from analytics_pipeline.settings import load_settings
     from analytics_pipeline.storage import migrate as migrations
@@ -21,4 +21,4 @@ def migrate() -> None:
         settings, registry.domain_topics, on_notice=lambda text: typer.echo(text, err=True)
     )
     where = f"schema {settings.db_schema} of {settings.db_name} at {settings.db_host}:{settings.db_port}"
-    typer.echo(f"{where}: applied {', '.join(applied)}" if applied else f"{where}: nothing to apply")
+    typer.echo(f"{where}: applied {', '.join(applied)}" if applied else f"{where}: up to date, nothing to apply")

@@ -39,7 +39,7 @@ def show(as_json: AsJson = False) -> None:
     if as_json:
         print_json(partitions)
     elif not partitions:
-        typer.echo("nothing was drained yet")
+        typer.echo("drained partitions: none; start the daemon, its sensor drain_kafka drains")
     else:
         columns = ("topic", "partition", "epoch", "next offset", "end", "lag", "watermark", "moved")
         rows = [
@@ -56,10 +56,10 @@ def seek(
     offset: Annotated[int, typer.Argument(min=0, help="The next offset to read.")],
     yes: Annotated[bool, typer.Option("--yes", help="Do it.")] = False,
 ) -> None:
-    """Make OFFSET the next one to read. What is passed over is recorded as a gap.
+    """Make OFFSET the next one to read. Messages that are skipped are recorded as a gap.
 
-    Backward only as far as nothing is stored from there on: to read stored messages again, materialize
-    raw_events of their hours.
+    Backward only where nothing is stored from OFFSET on: to read stored messages again, materialize raw_events of
+    their hours.
     """
     from analytics_pipeline.settings import load_settings
     from analytics_pipeline.storage import by_hand
@@ -67,18 +67,18 @@ def seek(
     settings = load_settings()
     if not yes:
         raise PipelineError(
-            f"seek would make {offset} the next offset of {topic}[{partition}], and messages that it passes over "
-            "would never be read; add --yes to do it"
+            f"{topic}[{partition}]: nothing was changed; messages before offset {offset} that were not read yet would "
+            "never be read: add --yes to do it"
         )
     _within_log(settings, topic, partition, offset)
     with open_database(settings) as conn:
         before = by_hand.seek(conn, topic, partition, offset)
         conn.commit()
-    if offset > before.next_offset:
-        said = f"; offsets {before.next_offset} to {offset - 1} are recorded as a gap"
-    else:
-        said = ""
-    typer.echo(f"{topic}[{partition}]: next offset is {offset}, was {before.next_offset}{said}")
+    skipped = f"; offsets {before.next_offset} to {offset - 1} are recorded as a gap"
+    typer.echo(
+        f"{topic}[{partition}]: next offset {offset}, was {before.next_offset}"
+        f"{skipped if offset > before.next_offset else ''}"
+    )
 
 
 def _within_log(settings: Settings, topic: str, partition: int, offset: int) -> None:
@@ -88,7 +88,7 @@ def _within_log(settings: Settings, topic: str, partition: int, offset: int) -> 
         high = _read_to_end(settings, topic, partition, high)
     if not low <= offset <= high:
         raise PipelineError(
-            f"{topic}[{partition}]: got offset {offset}, takes {low} to {high}, as the log holds; "
+            f"{topic}[{partition}]: got offset {offset}, takes {low} to {high}, which the log holds; "
             "nothing was changed"
         )
 

@@ -1,4 +1,4 @@
-"""``analytics-pipeline status``: lag, freshness, what is pending, quarantined or failed. Changes nothing.
+"""``analytics-pipeline status``: lag, freshness, and what is pending, quarantined or failed. Changes nothing.
 
 Exit code 1 when the drain sensor has stopped ticking: every other figure here then looks as good as it did before.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.table import Table
 
-from analytics_pipeline.cli._shared import AsJson, age, console, open_database, print_json, table
+from analytics_pipeline.cli._shared import AsJson, age, console, open_database, print_json, table, utc
 from analytics_pipeline.cli.gates import reasons
 
 if TYPE_CHECKING:
@@ -50,14 +50,13 @@ def status(as_json: AsJson = False) -> None:
     if as_json:
         lags = [partition.lag_messages for partition in overview.partitions]
         lag = None if None in lags else sum(filter(None, lags))
-        pending = sum(waiting.pairs for waiting in overview.waiting)
+        pending = sum(one.domain_partitions for one in overview.pending)
         ticks = {"last_tick_at": tick.at if tick else None, "ticking": tick is not None and stopped is None}
-        print_json({"lag_messages": lag, "pending_pairs": pending, **ticks, "overview": overview})
+        print_json({"lag_messages": lag, "pending_domain_partitions": pending, **ticks, "overview": overview})
     else:
         screen = console()
-        screen.print(
-            f"last tick of {SENSOR} {age(tick.at, overview.now)}" if tick else f"{SENSOR} has not ticked yet"
-        )
+        ticked = age(tick.at, overview.now) if tick else "never; start the daemon and the code location"
+        screen.print(f"last tick of {SENSOR}: {ticked}")
         for part in _parts(overview):
             screen.print(part)
     if stopped:
@@ -74,16 +73,16 @@ def _stopped(settings: Settings, tick: Tick | None, now: datetime) -> str | None
     if (now - tick.at).total_seconds() <= allowed_s:
         return None
     return (
-        f"{SENSOR} last ticked without failing {age(tick.at, now)}, its interval is {interval_s} s: nothing is "
-        "drained; see that the daemon and the code server run, and that the sensor is on"
+        f"nothing is drained: {SENSOR} last ticked without an error {age(tick.at, now)}, its interval is "
+        f"{interval_s} s; check that the daemon and the code server run and that the sensor is on"
     )
 
 
 def _parts(seen: Overview) -> Iterator[Table | str]:
     now = seen.now
-    yield f"last batch committed {age(seen.last_batch_at, now)}"
+    yield f"last batch committed: {age(seen.last_batch_at, now)}"
     for domain, moment in seen.final_until.items():
-        yield f"windows of {domain} are final up to {age(moment, now)}"
+        yield f"windows of {domain} are final up to: {utc(moment)} ({age(moment, now)})"
     if seen.partitions:
         yield table(
             "Lag, as of the last tick",
@@ -94,29 +93,36 @@ def _parts(seen: Overview) -> Iterator[Table | str]:
             ],
         )
     yield _pending(seen)
-    if seen.gated:
+    if seen.quarantined:
         yield table(
-            "Quarantined: 'gates release' lets one through",
+            "Quarantined; correct the data or the rule, or accept one with 'analytics-pipeline gates release'",
             ("asset", "hour", "domain", "rows", "failed", "failing expectations"),
-            [(g.asset, g.hour, g.domain, g.rows_seen, g.rows_failed, reasons(g.detail)) for g in seen.gated],
+            [(g.asset, g.hour, g.domain, g.rows_seen, g.rows_failed, reasons(g.detail)) for g in seen.quarantined],
         )
     if seen.failed:
         yield table(
             "Failed, retried automatically",
-            ("asset", "hour", "domain", "attempt", "next try", "error"),
-            [(f.asset, f.hour, f.domain, f.attempt, f.next_try_at, f.error) for f in seen.failed],
+            ("asset", "hour", "domain", "attempts", "next try", "error"),
+            [(f.asset, f.hour, f.domain, f.attempts, f.next_try_at, f.error) for f in seen.failed],
         )
     if seen.open_gaps:
-        yield f"{seen.open_gaps} open gaps: 'analytics-pipeline gaps list'"
+        yield f"open gaps: {seen.open_gaps}; see 'analytics-pipeline gaps list'"
     if seen.dead_letters_last_day:
-        yield table("Dead letters of the last 24 hours", ("reason", "letters"), seen.dead_letters_last_day.items())
+        yield table(
+            "Dead letters of the last 24 hours of event time",
+            ("reason", "dead letters"),
+            seen.dead_letters_last_day.items(),
+        )
 
 
 def _pending(seen: Overview) -> Table | str:
-    if not seen.waiting:
-        return "nothing is pending"
+    if not seen.pending:
+        return "pending work: none"
     return table(
-        "Pending",
-        ("asset", "hours", "pairs", "marks", "oldest"),
-        [(w.asset, w.hours, w.pairs, w.marks, age(w.oldest_mark_at, seen.now)) for w in seen.waiting],
+        "Pending work",
+        ("asset", "hours", "domain partitions", "items", "oldest"),
+        [
+            (p.asset, p.hours, p.domain_partitions, p.pending_items, age(p.oldest_pending_at, seen.now))
+            for p in seen.pending
+        ],
     )

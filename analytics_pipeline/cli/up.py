@@ -47,7 +47,7 @@ def up(
 ) -> None:
     """Start everything on this machine, stream data, and stop it all on Ctrl-C or SIGTERM.
 
-    Servers: PostgreSQL, a Kafka-protocol broker, Valkey. A second start goes on from the database.
+    Servers: PostgreSQL, a Kafka-protocol broker, Valkey. A second start continues from the database.
     """
     from analytics_pipeline.cli._session import open_session
 
@@ -56,7 +56,7 @@ def up(
         with screen.status, open_session(state_dir, screen.say) as session:
             _run(session, screen, stream=data)
     except KeyboardInterrupt:
-        screen.say(f"stopped; the database stays in {state_dir}, 'make clean' removes it")
+        screen.say(f"stopped; the database stays in {state_dir}; remove that folder to begin anew")
 
 
 class _Screen:
@@ -113,7 +113,7 @@ def _send_history(session: Session, producer: Producer, screen: _Screen) -> None
         cursor.execute("SELECT EXISTS (SELECT FROM raw_events)")
         if cursor.fetchone()[0]:
             screen.say(
-                "the database holds events already: going on from there. The broker's log begins anew, which is "
+                "the database holds events already: continuing from there. The broker's log begins anew, which is "
                 "recorded as a new epoch and a gap"
             )
             return
@@ -123,7 +123,7 @@ def _send_history(session: Session, producer: Producer, screen: _Screen) -> None
     producer.flush(30)
     screen.say(
         f"sent {len(messages)} hourly readings of a real water flow, moved to end now: "
-        f"{round(len(messages) / HOURS_PER_DAY)} days that are computed in the first minutes"
+        f"{round(len(messages) / HOURS_PER_DAY)} days, which are computed in the first minutes"
     )
 
 
@@ -169,7 +169,8 @@ def _progress(session: Session) -> tuple[str, int | None]:
             raw, dead, hours, kpis = cursor.fetchone()
     except (psycopg2.Error, SQLAlchemyError) as error:
         return f"{AWAY}: {first_line(getattr(error, 'orig', None) or error)}", None
-    return f"{raw:,} raw, {dead:,} dead letters, {kpis:,} KPIs, {hours:,} hours pending", hours if raw else None
+    words = f"{raw:,} raw, {dead:,} dead letters, {kpis:,} KPIs, {hours:,} hours with pending work"
+    return words, hours if raw else None
 
 
 def _near(path: Path) -> Path:
@@ -185,7 +186,7 @@ def _what_to_see(session: Session, environment: Path) -> str:
     lines = (
         ("Dagster", stack.web_url),
         ("how data flows, live", f"{stack.web_url}/assets/kpis?view=lineage&lineageScope=upstream&lineageDepth=5"),
-        ("the drain, every 5 s", f"{location}/sensors/drain_kafka"),
+        ("the drain, each second", f"{location}/sensors/drain_kafka"),
         ("recompute hours", f"{stack.web_url}/assets/kpis, button Materialize"),
         ("results", f"postgresql://{session.settings.db_user}@{database}, views analytics.analytics_agg, _kpi, …"),
         ("", f"the password is in {_near(environment)}"),

@@ -64,7 +64,7 @@ class Detector(ABC):
     Attributes:
         name: stored with each anomaly, and part of its identity: never reused for another meaning.
         baseline_windows: at most how many earlier windows a verdict rests on; 0 for none.
-        look_back: how old the oldest of them may be. A change of a window marks the hours that this reaches.
+        look_back: how old the oldest of them may be. A change of a window makes the hours that this reaches pending.
     """
 
     name: ClassVar[str]

@@ -1,4 +1,4 @@
-"""The drain: from Kafka to raw events, dead letters, batch record, marks and offsets, in one transaction a batch.
+"""The drain: from Kafka to raw events, dead letters, batch record, pending work and offsets; a transaction per batch.
 
 Reading and judging one batch overlaps with writing the one before. A crash anywhere leaves either the whole
 batch or nothing of it; a second drain at the same time loses the compare-and-set and rolls back.

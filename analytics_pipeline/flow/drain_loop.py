@@ -1,8 +1,8 @@
 """Drains on between two ticks of the sensor: a commit about every second, in a thread that each tick keeps alive.
 
 The daemon looks every five seconds; waiting for it would be nearly all of the delay from Kafka to the database. When
-no tick comes any more (the sensor is off, the daemon is gone), the thread ends by itself after two intervals. It may
-die at any moment: what counts is in the database.
+no tick comes any more (the sensor is off, the daemon is gone), the thread ends by itself, ``LINGER_S`` after the
+last one. It may die at any moment: what counts is in the database.
 """
 
 from __future__ import annotations

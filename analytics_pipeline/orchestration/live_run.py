@@ -1,8 +1,8 @@
 """A live run: computes what is pending of the live hours, and lingers for what comes next.
 
 Launching a run takes half a second and the daemon looks every five: so a live run that is done waits for new work and
-computes it at once. Each tick that has live work asks for a successor; the run ends when it is superseded, when
-nobody asked for two intervals, or when it is told to stop. What is pending still decides: a run may die at any moment.
+computes it at once. Each tick that has live work asks for a successor; the run ends when it is superseded, after
+``LINGER_S``, or when it is told to stop. What is pending still decides: a run may die at any moment.
 """
 
 from __future__ import annotations

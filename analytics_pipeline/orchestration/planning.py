@@ -27,7 +27,7 @@ MAX_RANGES_UNDER_WAY = 4
 MAX_REQUESTS_PER_TICK = 6
 
 LOST = "the run was asked for and never appeared"
-LEFT_MARKS = "the run succeeded and left its marks"
+LEFT_MARKS = "the run succeeded and left its pending work"
 
 
 class RunState(Enum):

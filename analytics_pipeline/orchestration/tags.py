@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-#: ``incremental``: the run works on pending marks. Anything else, or none: the whole hour is replaced.
+#: ``incremental``: the run computes pending work. Anything else, or none: the whole hour is replaced.
 MODE_TAG: Final = "analytics_pipeline/mode"
 #: Which request of the drain sensor a run is; an hour's claim in the database carries the same word.
 CLAIM_TAG: Final = "analytics_pipeline/claim"

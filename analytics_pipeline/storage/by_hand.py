@@ -1,7 +1,7 @@
-"""What a person may change by hand: offsets, gaps, quarantine. Each is one transaction of the caller's.
+"""What an operator may change: offsets, gaps, quarantine. Each is one transaction of the caller's.
 
-Nothing here makes a message vanish without a record of it: what is skipped is a gap, and what is stored already
-is never read twice.
+Nothing here loses a message without a record: what is skipped is a gap, and what is stored already is never read
+twice.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def seek(conn: Connection, topic: str, partition: int, to_offset: int) -> Stored
     row = read_offsets(conn, [topic]).get((topic, partition))
     if row is None:
         raise RefusedError(
-            f"{topic}[{partition}] was never drained; 'analytics-pipeline offsets show' lists what was"
+            f"{topic}[{partition}]: never drained; 'analytics-pipeline offsets show' lists what was"
         )
     if to_offset > row.next_offset:
         record_gaps(conn, [Gap(row.log, row.next_offset, to_offset, SKIPPED)])
@@ -91,8 +91,8 @@ def _refuse_stored(conn: Connection, row: StoredOffset, to_offset: int) -> None:
         first, last = cursor.fetchone()
     if first is not None:
         raise RefusedError(
-            f"{row.log.topic}[{row.log.partition}]: offsets {first} to {last} are stored already and would come "
-            "twice; to read them again, materialize raw_events of their hours in the Dagster UI"
+            f"{row.log.topic}[{row.log.partition}]: offsets {first} to {last} are stored already and would be "
+            "stored twice; to read them again, materialize raw_events of their hours in the Dagster UI"
         )
 
 
@@ -130,7 +130,7 @@ def accept_gaps(conn: Connection, gap_ids: Sequence[int], by: str) -> list[int]:
         unknown = sorted(set(gap_ids) - {row[0] for row in cursor.fetchall()})
         if unknown:
             raise RefusedError(
-                f"no gap {', '.join(map(str, unknown))}; 'analytics-pipeline gaps list' shows what there is"
+                f"no such gap: {', '.join(map(str, unknown))}; 'analytics-pipeline gaps list --all' shows every gap"
             )
         cursor.execute(
             "UPDATE offset_gap SET accepted_at = now(), accepted_by = %s "
@@ -157,7 +157,7 @@ def release(conn: Connection, asset: str, hour: datetime, domain: str) -> None:
         row = cursor.fetchone()
         if row is None or asset not in DERIVED:
             raise RefusedError(
-                f"{asset}, {hour:%Y-%m-%dT%H:%MZ}, {domain} is not in quarantine; "
+                f"not in quarantine: {asset}, {hour:%Y-%m-%dT%H:%MZ}, {domain}; "
                 "'analytics-pipeline gates list' shows what is"
             )
     pending_work.add(conn, [Invalidation(asset=asset, domain_id=row[0], hour=hour, reason=RELEASED)])

@@ -11,6 +11,8 @@ from analytics_pipeline.storage.engine import Connection
 from analytics_pipeline.storage.pending_work import ACTIONABLE
 
 DEAD_LETTER_REASONS_SHOWN = 10
+#: Stands for the asset where not a domain partition failed, but the run that was requested for an hour.
+RUN = "run"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +33,19 @@ class PartitionLag:
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
-    """What is pending for one asset. A pair is an (hour, domain). Quarantined pairs are not counted here."""
+class PendingAsset:
+    """The pending work of one asset. Not here: work that is held in quarantine."""
 
     asset: str
     hours: int
-    pairs: int
-    marks: int
-    oldest_mark_at: datetime
+    domain_partitions: int
+    pending_items: int
+    oldest_pending_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
-class GatedPair:
-    """An (asset, hour, domain) that was refused as a whole, or that a person released from that."""
+class GatedPartition:
+    """A domain partition in quarantine, or one that a person released and that still holds failing rows."""
 
     asset: str
     hour: datetime
@@ -51,19 +53,20 @@ class GatedPair:
     status: str
     rows_seen: int
     rows_failed: int
-    marks: int
+    pending_items: int
     updated_at: datetime
     detail: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class FailedPartition:
-    """A domain partition whose last computation failed, or an hour whose run did; and when it is tried again."""
+    """A domain partition whose last computation failed, or an hour whose run did (``asset`` is then `RUN`, ``domain``
+    None); and when it is tried again."""
 
     asset: str
     hour: datetime
-    domain: str
-    attempt: int
+    domain: str | None
+    attempts: int
     next_try_at: datetime
     error: str
 
@@ -77,8 +80,8 @@ class Overview:
     last_batch_at: datetime | None
     #: Newest event whose window is final, by domain: the watermark less the allowed lateness.
     final_until: dict[str, datetime]
-    waiting: tuple[Waiting, ...]
-    gated: tuple[GatedPair, ...]
+    pending: tuple[PendingAsset, ...]
+    quarantined: tuple[GatedPartition, ...]
     failed: tuple[FailedPartition, ...]
     open_gaps: int
     dead_letters_last_day: dict[str, int]
@@ -105,8 +108,8 @@ def read_overview(conn: Connection) -> Overview:
         read_partitions(conn),
         last_batch_at,
         final_until,
-        _waiting(conn),
-        tuple(pair for pair in read_gated(conn) if pair.status == "quarantined"),
+        _pending(conn),
+        tuple(one for one in read_gated(conn) if one.status == "quarantined"),
         _failed(conn),
         open_gaps,
         dead_letters,
@@ -123,19 +126,19 @@ def read_partitions(conn: Connection) -> tuple[PartitionLag, ...]:
         return tuple(PartitionLag(*row) for row in cursor.fetchall())
 
 
-def _waiting(conn: Connection) -> tuple[Waiting, ...]:
+def _pending(conn: Connection) -> tuple[PendingAsset, ...]:
     with conn.cursor() as cursor:
         cursor.execute(
             "SELECT w.asset, count(DISTINCT w.hour), count(*), sum(w.items)::bigint, min(w.oldest_at) "
             f"{ACTIONABLE} GROUP BY w.asset",
             {"domains": None, "since": None, "code_version": ""},
         )
-        waiting = [Waiting(*row) for row in cursor.fetchall()]
-    return tuple(sorted(waiting, key=lambda one: DERIVED.index(one.asset)))
+        pending = [PendingAsset(*row) for row in cursor.fetchall()]
+    return tuple(sorted(pending, key=lambda one: DERIVED.index(one.asset)))
 
 
-def read_gated(conn: Connection) -> tuple[GatedPair, ...]:
-    """Pairs in quarantine, and pairs that a person let through and that still hold failing rows, by hour."""
+def read_gated(conn: Connection) -> tuple[GatedPartition, ...]:
+    """Domain partitions in quarantine, and released ones that still hold failing rows, by hour."""
     with conn.cursor() as cursor:
         cursor.execute(
             "SELECT s.asset, s.hour, d.domain, s.status, coalesce((s.detail->>'rows_seen')::bigint, s.rows), "
@@ -143,7 +146,7 @@ def read_gated(conn: Connection) -> tuple[GatedPair, ...]:
             "AND w.domain_id = s.domain_id), s.updated_at, s.detail FROM partition_state s "
             "JOIN domain_number d USING (domain_id) WHERE s.status <> 'open' ORDER BY s.hour, s.asset, d.domain"
         )
-        return tuple(GatedPair(*row) for row in cursor.fetchall())
+        return tuple(GatedPartition(*row) for row in cursor.fetchall())
 
 
 def _failed(conn: Connection) -> tuple[FailedPartition, ...]:
@@ -154,8 +157,9 @@ def _failed(conn: Connection) -> tuple[FailedPartition, ...]:
         )
         partitions = [FailedPartition(*row) for row in cursor.fetchall()]
         cursor.execute(
-            "SELECT 'run', c.hour, '', c.attempt, c.next_try_at, c.last_error FROM hour_claim c "
+            "SELECT %s, c.hour, NULL, c.attempt, c.next_try_at, c.last_error FROM hour_claim c "
             "WHERE c.last_error IS NOT NULL AND EXISTS (SELECT FROM pending_work w WHERE w.hour = c.hour) "
-            "ORDER BY c.attempt DESC, c.hour"
+            "ORDER BY c.attempt DESC, c.hour",
+            (RUN,),
         )
         return (*partitions, *(FailedPartition(*row) for row in cursor.fetchall()))

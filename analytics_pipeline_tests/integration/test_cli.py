@@ -127,8 +127,9 @@ def test_a_wrong_setting_is_named_with_what_it_got(
 def test_status_of_a_new_database_says_that_nothing_happened(database_settings: Settings, use: Any) -> None:
     use(database_settings)
     said = succeed("status")
-    assert "last batch committed never" in said
-    assert "nothing is pending" in said
+    assert "last tick of drain_kafka: never; start" in said
+    assert "last batch committed: never" in said
+    assert "pending work: none" in said
 
 
 def test_status_shows_lag_pending_quarantine_failures_gaps_and_dead_letters(drained: Settings, topic: str) -> None:
@@ -143,12 +144,16 @@ def test_status_shows_lag_pending_quarantine_failures_gaps_and_dead_letters(drai
     report = json.loads(succeed("status", "--json"))
     seen = report["overview"]
     assert report["lag_messages"] == 7
-    assert report["pending_pairs"] == 1
-    assert [one["asset"] for one in seen["waiting"]] == ["kpis"]
-    assert [(one["asset"], one["rows_failed"]) for one in seen["gated"]] == [("anomalies", 150)]
-    assert [(one["attempt"], one["error"]) for one in seen["failed"]] == [(3, "disk full")]
+    assert report["pending_domain_partitions"] == 1
+    assert [(one["asset"], one["domain_partitions"], one["pending_items"]) for one in seen["pending"]] == [
+        ("kpis", 1, 1)
+    ]
+    assert [(one["asset"], one["rows_failed"]) for one in seen["quarantined"]] == [("anomalies", 150)]
+    assert [(one["asset"], one["domain"], one["attempts"], one["error"]) for one in seen["failed"]] == [
+        ("run", None, 3, "disk full")
+    ]
     assert seen["open_gaps"] == 1
-    for words in (topic[:12], "Pending", "Quarantined", "disk full", "1 open gaps"):
+    for words in (topic[:12], "Pending work", "domain partitions", "Quarantined", "disk full", "open gaps: 1;"):
         assert words in succeed("status")
 
 
@@ -253,22 +258,22 @@ def test_a_drain_that_holds_old_positions_does_not_undo_a_seek(
 
 def test_gaps_are_listed_until_they_are_accepted(database_settings: Settings, use: Any) -> None:
     use(database_settings)
-    assert "no open gaps" in succeed("gaps", "list")
+    assert "open gaps: none" in succeed("gaps", "list")
     insert = "INSERT INTO offset_gap (topic, epoch, partition, from_offset, to_offset, reason) VALUES "
     fetch(database_settings, insert + "('t', 1, 0, 4, 9, 'expired'), ('t', 1, 1, 4, NULL, 'log ended')")
     listed = json.loads(succeed("gaps", "list", "--json"))
     assert [(gap["from_offset"], gap["to_offset"]) for gap in listed] == [(4, 9), (4, None)]
     assert "end of log" in succeed("gaps", "list")
     first = listed[0]["gap_id"]
-    assert succeed("gaps", "accept", first, "--by", "ann") == f"accepted {first}\n"
+    assert succeed("gaps", "accept", first, "--by", "ann") == f"accepted: {first}\n"
     assert [gap["reason"] for gap in json.loads(succeed("gaps", "list", "--json"))] == ["log ended"]
     succeed("gaps", "accept", "--all")
-    assert succeed("gaps", "accept", first) == "nothing to accept\n"
+    assert succeed("gaps", "accept", first) == "accepted: none, no such gap is open\n"
     accepted = json.loads(succeed("gaps", "list", "--all", "--json"))
     assert accepted[0]["accepted_by"] == "ann"
     assert accepted[1]["accepted_by"]
-    assert "no gap 999" in refuse("gaps", "accept", 999)
-    assert "either gap numbers" in refuse("gaps", "accept")
+    assert "no such gap: 999" in refuse("gaps", "accept", 999)
+    assert "gap numbers or --all" in refuse("gaps", "accept")
 
 
 # ---------------------------------------------------------------------- gates
@@ -286,13 +291,14 @@ def quarantine(settings: Settings, asset: str = "anomalies") -> None:
     )  # fmt: skip
 
 
-def test_a_quarantined_pair_is_listed_and_released_with_a_mark(database_settings: Settings, use: Any) -> None:
+def test_a_quarantined_domain_partition_is_listed_and_released(database_settings: Settings, use: Any) -> None:
     use(database_settings)
-    assert "nothing is in quarantine" in succeed("gates", "list")
+    assert "quarantined domain partitions: none" in succeed("gates", "list")
     quarantine(database_settings)
-    assert [one["rows_failed"] for one in json.loads(succeed("gates", "list", "--json"))] == [150]
+    listed = json.loads(succeed("gates", "list", "--json"))
+    assert [(one["rows_failed"], one["pending_items"]) for one in listed] == [(150, 0)]
     assert "quarantined" in succeed("gates", "list")
-    assert "released anomalies, 2026-01-01T10:00:00Z, sensor" in succeed(
+    assert "released: anomalies, 2026-01-01T10:00:00Z, sensor" in succeed(
         "gates", "release", "anomalies", HOUR, "sensor"
     )
     rows = fetch(
@@ -301,7 +307,7 @@ def test_a_quarantined_pair_is_listed_and_released_with_a_mark(database_settings
         "JOIN pending_work w USING (asset, hour, domain_id)",
     )
     assert rows == [("released", None, "released")]
-    assert "is not in quarantine" in refuse("gates", "release", "anomalies", HOUR, "sensor")
+    assert "not in quarantine: " in refuse("gates", "release", "anomalies", HOUR, "sensor")
 
 
 @pytest.mark.parametrize("hour", ["2026-01-01-10:00", "2026-01-01T10:00:00Z", "2026-01-01 10:00"])
@@ -322,7 +328,7 @@ def test_half_an_hour_is_not_an_hour(database_settings: Settings, use: Any) -> N
 def findings(expected_exit_code: int) -> dict[str, dict[str, Any]]:
     result = run("doctor", "--json")
     assert result.exit_code == expected_exit_code, result.output
-    return {finding["what"]: finding for finding in json.loads(result.stdout)}
+    return {finding["check"]: finding for finding in json.loads(result.stdout)}
 
 
 def test_doctor_finds_everything_in_order(
@@ -332,8 +338,8 @@ def test_doctor_finds_everything_in_order(
     succeed("migrate")
     found = findings(0)
     assert {name for name, one in found.items() if one["level"] == "fail"} == set()
-    assert found["database"]["said"].startswith("PostgreSQL ")
-    assert topic in found["topics"]["said"]
+    assert found["database"]["found"].startswith("PostgreSQL ")
+    assert topic in found["topics"]["found"]
     assert "ok" in run("doctor").stdout
 
 
@@ -362,9 +368,9 @@ def test_doctor_without_a_database_goes_on_with_the_rest(bare_settings: Settings
 
 def test_doctor_names_a_topic_that_is_not_there(settings: Settings, use: Any) -> None:
     use(settings.model_copy(update={"kafka_topics": ["no.such.topic"]}))
-    assert "no.such.topic" in findings(1)["topics"]["said"]
+    assert "no.such.topic" in findings(1)["topics"]["found"]
 
 
 def test_doctor_names_a_wrong_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DB_PORT", "many")
-    assert "DB_PORT: got 'many'" in findings(1)["settings"]["said"]
+    assert "DB_PORT: got 'many'" in findings(1)["settings"]["found"]

@@ -100,7 +100,7 @@ def test_compressed_chunks_under_the_apache_licence_are_refused_with_the_remedy(
     engine_for(bare_settings).dispose()
     with pytest.raises(MigrationError, match=r"1 compressed chunks of raw_events .*'timescale'.*decompress_chunk"):
         migrate(bare_settings)
-    (finding,) = (one for one in examine_database(bare_settings) if one.what == "TimescaleDB")
+    (finding,) = (one for one in examine_database(bare_settings) if one.check == "TimescaleDB")
     assert finding.level == "fail"
     fetch(bare_settings, "UPDATE timescaledb_information.chunks SET is_compressed = false")
     assert migrate(bare_settings) is not None

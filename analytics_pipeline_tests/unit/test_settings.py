@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from analytics_pipeline.errors import SettingsError
-from analytics_pipeline.settings import Settings, known_variables, load_settings
+from analytics_pipeline.settings import Settings, known_variables, load_settings, variable_names
 
 ROOT = Path(__file__).parents[2]
 
@@ -115,9 +115,10 @@ def test_the_base_window_is_the_greatest_common_divisor_within_the_hour() -> Non
     assert base(300, 7200) == (300, (300, 3600, 7200))
 
 
-def test_the_example_file_names_only_variables_that_are_read() -> None:
+def test_the_example_file_names_every_setting_and_only_variables_that_are_read() -> None:
     text = (ROOT / ".env.example").read_text()
     named = set(re.findall(r"^#?\s?([A-Z][A-Z0-9_]+)=", text, re.MULTILINE))
     assert named
     assert named <= known_variables()
+    assert not [field for field in Settings.model_fields if not named & set(variable_names(field))]
     assert load_settings(_env_file=ROOT / ".env.example").windows == [60, 300, 3600]
