@@ -79,7 +79,8 @@ SELECT a.bucket_start,
            WHEN w.final_until >= a.bucket_start + make_interval(secs => a.window_s) AND u.hour IS NULL THEN 'final'
            ELSE 'provisional'
        END AS state,
-       a.first_time, a.last_time, a.updated_at
+       a.first_time, a.last_time, a.updated_at,
+       a.tw_integral / nullif(a.tw_covered_s, 0) AS tw_avg_val, a.tw_integral, a.tw_covered_s
 FROM window_aggregates a
 JOIN measurement_series s USING (domain_id, series_id)
 JOIN domain_number d USING (domain_id)

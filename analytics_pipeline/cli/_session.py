@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 LOCK_WAIT_S = 30.0
 
 TOPIC_PARTITIONS = 2
+
+#: How far back the demo's data reaches, and a day.
+DEMO_HISTORY = timedelta(days=58)
 TOPIC_TIMEOUT_S = 20.0
 
 #: Where dagster.yaml is when the working directory is elsewhere.
@@ -58,6 +62,7 @@ def open_session(state_dir: Path, say: Callable[[str], None], *, fresh: bool = F
     with signals.installed(), _locked(state_dir / "lock", say) as lock:
         if fresh:
             shutil.rmtree(state_dir / "postgres", ignore_errors=True)
+            (state_dir / "partitions-start").unlink(missing_ok=True)
         supervisor = Supervisor(state_dir / "logs", signals=signals, until_all_gone=[lock])
         try:
             yield _start(supervisor, state_dir, say)
@@ -69,7 +74,8 @@ def open_session(state_dir: Path, say: Callable[[str], None], *, fresh: bool = F
 
 def _start(supervisor: Supervisor, state_dir: Path, say: Callable[[str], None]) -> Session:
     say("starting PostgreSQL, the Kafka broker and Valkey")
-    stack = Stack(supervisor, state_dir, _dagster_yaml(), say=say)
+    partitions = {"PARTITIONS_START": _partitions_start(state_dir, datetime.now(UTC))}
+    stack = Stack(supervisor, state_dir, _dagster_yaml(), say=say, extra_env=partitions)
     stack.start_servers()
     os.environ.update(stack.environment)
 
@@ -85,6 +91,18 @@ def _start(supervisor: Supervisor, state_dir: Path, say: Callable[[str], None]) 
         say(f"applied {', '.join(applied)}")
     create_topics(settings, registry.topics)
     return Session(stack, settings, registry, engine_for(settings))
+
+
+def _partitions_start(state_dir: Path, now: datetime) -> str:
+    """The setting where it is given; else a month that begins before the demo's data does, the same at each start of
+    one state folder, so that Dagster's bars are not one grey stretch of years without data."""
+    given = os.environ.get("PARTITIONS_START")
+    if given:
+        return given
+    kept = state_dir / "partitions-start"
+    if not kept.is_file():
+        kept.write_text((now - DEMO_HISTORY).strftime("%Y-%m-01T00:00:00+00:00\n"), encoding="ascii")
+    return kept.read_text(encoding="ascii").strip()
 
 
 def create_topics(settings: Settings, topics: Iterable[str]) -> None:

@@ -68,7 +68,7 @@ def last_tick(conn: Connection, dagster_schema: str, sensor: str) -> Tick | None
                 "SELECT status, greatest(timestamp, update_timestamp) AT TIME ZONE 'UTC' FROM {} "
                 "WHERE type = 'SENSOR' AND status <> 'FAILURE' AND tick_body LIKE %s ORDER BY id DESC LIMIT 1"
             ).format(table),
-            (f'%"instigator_name": "{sensor}"%',),
+            (f'%"job_name": "{sensor}"%',),  # as Dagster stores TickData.instigator_name
         )
         found = cursor.fetchone()
     return Tick(*found) if found else None

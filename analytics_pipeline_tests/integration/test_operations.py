@@ -17,6 +17,8 @@ from typing import Any
 import psycopg2
 import pytest
 from dagster import DagsterEvent, DagsterEventType, DagsterInstance, DagsterRunStatus
+from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.scheduler.instigation import TickData, TickStatus
 from dagster._core.test_utils import create_run_for_test, instance_for_test
 from typer.testing import CliRunner
 
@@ -197,13 +199,22 @@ def status(
     monkeypatch.setenv("DB_PASSWORD", database_settings.db_password.get_secret_value())
 
     def run(tick: str, age: str) -> Any:
+        made = instance.create_tick(
+            TickData(
+                instigator_origin_id="origin",
+                instigator_name="drain_kafka",
+                instigator_type=InstigatorType.SENSOR,
+                status=TickStatus(tick),
+                timestamp=time.time(),
+                run_ids=[],
+            )
+        )
         fetch(
             database_settings,
-            "INSERT INTO analytics_dagster.job_ticks (status, type, timestamp, update_timestamp, tick_body) "
-            "SELECT %s, 'SENSOR', t, t, '{\"instigator_name\": \"drain_kafka\"}' "
-            "FROM (SELECT (now() - %s::interval) AT TIME ZONE 'UTC' AS t) AS moment",
-            tick,
+            "UPDATE analytics_dagster.job_ticks SET timestamp = t, update_timestamp = t "
+            "FROM (SELECT (now() - %s::interval) AT TIME ZONE 'UTC' AS t) AS moment WHERE id = %s",
             age,
+            made.tick_id,
         )
         return CliRunner().invoke(build_app(), ["status"])
 
