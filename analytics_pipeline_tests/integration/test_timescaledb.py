@@ -20,8 +20,8 @@ HYPERTABLES = {
     "event_rollups",
 }
 KPI = (
-    "INSERT INTO kpis (bucket_start, window_s, domain, kpi, value, unit) "
-    "VALUES ('2026-01-01 10:00Z', 3600, 'sensor', 'messages', %s, '1') "
+    "INSERT INTO kpis (bucket_start, window_s, domain_id, kpi, value, unit) "
+    "VALUES ('2026-01-01 10:00Z', 3600, 1, 'messages', %s, '1') "
 )
 
 

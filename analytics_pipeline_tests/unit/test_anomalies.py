@@ -27,7 +27,7 @@ NOON_US = 494_820 * HOUR_US
 HISTORY = ["bucket_start_us", "series_id", "avg_val"]
 BOTH = (RobustZScore(), SpecLimits())
 LIMIT_SCHEMA = {
-    "series_id": pl.Int32,
+    "series_id": pl.Int64,
     "valid_from_us": pl.Int64,
     "valid_to_us": pl.Int64,
     "lsl": pl.Float64,
@@ -46,7 +46,7 @@ def rows(averages: list[tuple[int, int, float]], half: float = 0.5) -> pl.DataFr
         schema={
             "bucket_start_us": pl.Int64,
             "window_s": pl.Int32,
-            "series_id": pl.Int32,
+            "series_id": pl.Int64,
             "count_n": pl.Int64,
             "avg_val": pl.Float64,
             "min_val": pl.Float64,
@@ -188,7 +188,7 @@ def test_an_hour_of_many_series_is_evaluated_in_bounded_memory() -> None:
         {
             "bucket_start_us": NOON_US + minute * MINUTE_US,
             "window_s": np.full(len(series), 60, np.int32),
-            "series_id": series.astype(np.int32),
+            "series_id": series.astype(np.int64),
             "count_n": np.full(len(series), 20),
             "avg_val": average,
             "min_val": average - 1,
@@ -266,7 +266,7 @@ def test_anomalies_are_those_of_the_naive_reference(stream: list[tuple[int, int,
     kept = [(SERIES.index(of), time, value) for (of, time), value in reference.measurements(messages).items()]
     series, time, value = (np.array(column) for column in zip(*kept, strict=True))
     frame = base_windows(
-        series.astype(np.int32),
+        series.astype(np.int64),
         time,
         np.zeros_like(time),
         value.astype(np.float64),
