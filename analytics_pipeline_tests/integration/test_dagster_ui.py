@@ -138,7 +138,7 @@ def test_a_terminated_run_ends_as_canceled_and_the_worker_goes_on(world: World) 
     world.wait_until_settled(other)
     world.wait_until_idle()
     with world.connect() as blocker, blocker.cursor() as cursor:
-        cursor.execute("LOCK TABLE window_aggregates IN ACCESS EXCLUSIVE MODE")  # the run cannot go on, and waits in C code
+        cursor.execute("LOCK TABLE window_aggregates IN ACCESS EXCLUSIVE MODE")  # the run waits in C code
         run_id = world.ui.materialize(["kpis"], key_of(hour))
         wait_for(lambda: world.ui.run(run_id)["status"] == "STARTED", 20, "the start")
         assert world.ui.terminate(run_id) == "TerminateRunSuccess"
