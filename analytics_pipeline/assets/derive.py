@@ -163,20 +163,7 @@ class Deriver:
             PipelineError: a domain is named that is not enabled; nothing was changed.
         """
         started = time.monotonic()
-        unknown = sorted(set(domains or ()) - self._domains.by_name.keys())
-        if unknown:
-            raise PipelineError(
-                f"unknown or disabled domains: {', '.join(unknown)}; enabled are {', '.join(self._domains.by_name)}"
-            )
-        names = [name for name in self._domains.by_name if domains is None or name in domains]
-        numbers = self._numbers.numbers(names)
-        run = _Run(
-            asset=asset,
-            mode=mode,
-            run_id=run_id,
-            domains={number: self._domains.by_name[name] for name, number in numbers.items()},
-            wait=wait,
-        )
+        run = _Run(asset=asset, mode=mode, run_id=run_id, domains=self._wanted(domains), wait=wait)
         done = DerivedHours()
         if mode == "full":
             hours = self._kept(run, hours, done)
@@ -193,6 +180,16 @@ class Deriver:
         return done
 
     # ------------------------------------------------------------------ composing slices
+
+    def _wanted(self, domains: Sequence[str] | None) -> dict[int, Domain]:
+        """The domains to compute, by number."""
+        unknown = sorted(set(domains or ()) - self._domains.by_name.keys())
+        if unknown:
+            raise PipelineError(
+                f"unknown or disabled domains: {', '.join(unknown)}; enabled are {', '.join(self._domains.by_name)}"
+            )
+        names = [name for name in self._domains.by_name if domains is None or name in domains]
+        return {number: self._domains.by_name[name] for name, number in self._numbers.numbers(names).items()}
 
     def _kept(self, run: _Run, hours: Sequence[datetime], done: DerivedHours) -> list[datetime]:
         """The hours that retention has not taken from every domain; the others are noted."""
