@@ -96,4 +96,4 @@ def test_work_of_a_disabled_domain_or_an_early_hour_is_shown_and_not_asked_for(w
         assert actionable_hours(conn, since=START + HOUR) == []
         assert live_items(conn, START + HOUR) == 0
     with connection(world.pipeline.engine) as conn:
-        assert [one.asset for one in read_overview(conn).waiting] == ["normalized_measurements"]
+        assert [one.asset for one in read_overview(conn).pending] == ["normalized_measurements"]
