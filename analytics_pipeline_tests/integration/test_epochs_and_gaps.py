@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from analytics_pipeline.embedded import BrokerServer, Supervisor
@@ -289,12 +289,14 @@ def test_aborted_messages_are_gaps_and_control_records_are_only_counted(
     transactional.begin_transaction()
     world.send(seconds(range(5, 15)))
     transactional.commit_transaction(20)
+    wait_for_marker(world, kafka_broker, 15)
     world.producer = plain
     world.send(seconds(range(30, 32)))  # between the control records, or they would be one hole
     world.producer = transactional
     transactional.begin_transaction()
     aborted = world.send(seconds(range(15, 25)))
     transactional.abort_transaction(20)
+    wait_for_marker(world, kafka_broker, 28)
     world.producer = plain
     world.send(seconds(range(25, 30)))
     hidden = hide_aborted(world, aborted, kafka_broker)
@@ -306,6 +308,26 @@ def test_aborted_messages_are_gaps_and_control_records_are_only_counted(
     assert end - told - len(hidden) == 2, "one control record for each transaction"
     alone = 1 if hidden else 2
     assert end - told - len(recorded) == alone, "control records by themselves are not recorded as gaps"
+
+
+def wait_for_marker(world: World, kafka_broker: KafkaServer, offset: int) -> None:
+    """Apache Kafka writes the control record a moment after it says that a transaction has ended."""
+    if kafka_broker.embedded is not None:
+        return
+    reader = Consumer(
+        {
+            "bootstrap.servers": kafka_broker.bootstrap_servers,
+            "group.id": uuid.uuid4().hex,
+            "isolation.level": "read_uncommitted",
+        }
+    )
+    try:
+        deadline = time.monotonic() + 20
+        while reader.get_watermark_offsets(TopicPartition(world.topic, 0), timeout=5)[1] <= offset:
+            assert time.monotonic() < deadline, "no control record came"
+            time.sleep(0.05)
+    finally:
+        reader.close()
 
 
 def hide_aborted(world: World, aborted: list[Sent], kafka_broker: KafkaServer) -> set[int]:

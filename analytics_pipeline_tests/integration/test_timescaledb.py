@@ -68,7 +68,7 @@ def test_a_key_with_nulls_is_unique_on_a_hypertable_too(database_settings: Setti
     fetch(database_settings, KPI, 1.0)
     with pytest.raises(psycopg2.errors.UniqueViolation):
         fetch(database_settings, KPI, 2.0)
-    key = "bucket_start, window_s, domain, tenant_id, factory_id, machine_id, kpi"
+    key = "domain_id, bucket_start, window_s, tenant_id, factory_id, machine_id, kpi"
     fetch(database_settings, KPI + f"ON CONFLICT ({key}) DO UPDATE SET value = EXCLUDED.value", 3.0)
     assert fetch(database_settings, "SELECT value FROM kpis") == [(3.0,)]
 
