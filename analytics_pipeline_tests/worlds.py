@@ -158,12 +158,17 @@ def open_world(
         kafka_topics=names,
         **options,
     )
-    producer = Producer(quiet(brokers) | {"message.max.bytes": MAX_MESSAGE_BYTES})
     try:
         migrate(settings, {"sensor": names[:1]})
         topics = {name: "sensor" if name == names[0] else "nobody" for name in names}
         registry = registry_for(settings).with_topics(topics)
-        world = World(settings, topics, Pipeline(settings, engine_for(settings), registry), producer)
+        world = World(
+            settings,
+            topics,
+            Pipeline(settings, engine_for(settings), registry),
+            # Held by the world alone: a producer that lives on asks a new broker for its topic, and so makes it.
+            Producer(quiet(brokers) | {"message.max.bytes": MAX_MESSAGE_BYTES}),
+        )
         try:
             yield world
         finally:
