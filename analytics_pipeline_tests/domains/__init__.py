@@ -42,11 +42,16 @@ def open_domains(
         kafka_topics=list(topics),
         **options,
     )
-    producer = Producer({"bootstrap.servers": brokers, "message.max.bytes": MAX_MESSAGE_BYTES, "log_level": 2})
     registry = registry_of(domains, topics)
     try:
         migrate(settings, registry.domain_topics)
-        world = World(settings, topics, Pipeline(settings, engine_for(settings), registry), producer)
+        world = World(
+            settings,
+            topics,
+            Pipeline(settings, engine_for(settings), registry),
+            # Held by the world alone, as in `open_world`.
+            Producer({"bootstrap.servers": brokers, "message.max.bytes": MAX_MESSAGE_BYTES, "log_level": 2}),
+        )
         try:
             yield world
         finally:
