@@ -93,9 +93,13 @@ class Watcher:
 
     def _watch(self) -> None:
         with connection(self._engine, autocommit=True) as conn, conn.cursor() as cursor:
-            while not self._stopped.wait(POLL_S):
+            while True:
+                # Looks once more after the stop: what was committed right before it counts.
+                is_last = self._stopped.wait(POLL_S)
                 self._poll(cursor, _OFFSETS_SQL, self._drained)
                 self._poll(cursor, _COUNTED_SQL, self._counted)
+                if is_last:
+                    return
 
     def _poll(self, cursor: Any, statement: str, tracks: defaultdict[Any, Track]) -> None:
         cursor.execute(statement, {"topic": self._topic})
