@@ -24,6 +24,7 @@ from dagster_postgres.run_storage import PostgresRunStorage
 from dagster_postgres.utils import create_pg_engine, pg_url_from_config
 from sqlalchemy import Engine, make_url
 
+from analytics_pipeline.orchestration.event_batches import BatchingEventLogStorage
 from analytics_pipeline.settings import load_settings
 from analytics_pipeline.storage.engine import TCP_LIMITS
 
@@ -89,6 +90,7 @@ class PooledPostgresStorage(DagsterPostgresStorage):
         place = (postgres_url, os.getpid())
         super().__init__(postgres_url, should_autocreate_tables and place not in _with_tables, inst_data)
         self._run_storage = FinalRunStorage(postgres_url, should_autocreate_tables=False)
+        self._event_log_storage = BatchingEventLogStorage(postgres_url, should_autocreate_tables=False)
         _with_tables.add(place)
         for storage in (self._run_storage, self._event_log_storage, self._schedule_storage):
             storage._engine = _engine(*place)

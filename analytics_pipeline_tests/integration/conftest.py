@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -12,6 +13,7 @@ from typing import Any
 import psycopg2
 import pytest
 from confluent_kafka import Producer
+from dagster import DagsterInstance
 
 from analytics_pipeline.domains import registry_for
 from analytics_pipeline.embedded import PreferredPorts, Stack, Supervisor
@@ -91,6 +93,22 @@ class World:
     def counts(self, hour: datetime) -> dict[str, int]:
         rows = self.query("SELECT asset, sum(rows)::bigint FROM partition_state WHERE hour = %s GROUP BY 1", hour)
         return dict(rows)
+
+
+@pytest.fixture
+def dagster_instance(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DagsterInstance]:
+    """Dagster as ``dagster.yaml`` sets it up, in the test's own database."""
+    shutil.copyfile(CHECKOUT / "dagster.yaml", tmp_path / "dagster.yaml")
+    for name, value in {
+        "DB_HOST": settings.db_host,
+        "DB_PORT": str(settings.db_port),
+        "DB_NAME": settings.db_name,
+        "DB_USER": settings.db_user,
+        "DB_PASSWORD": settings.db_password.get_secret_value(),
+    }.items():
+        monkeypatch.setenv(name, value)
+    with DagsterInstance.from_config(str(tmp_path)) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +22,6 @@ from analytics_pipeline.settings import Settings
 from analytics_pipeline.storage.engine import connection, engine_for
 from analytics_pipeline_tests.pipeline import reading, send
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 CLONES = 20_000
 #: Live runs of one hour: one every five seconds.
 RUNS_PER_HOUR = 720
@@ -34,19 +31,8 @@ pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture
-def instance(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DagsterInstance]:
-    """Dagster as ``dagster.yaml`` sets it up, in the test's own database."""
-    shutil.copyfile(CHECKOUT / "dagster.yaml", tmp_path / "dagster.yaml")
-    for name, value in {
-        "DB_HOST": settings.db_host,
-        "DB_PORT": str(settings.db_port),
-        "DB_NAME": settings.db_name,
-        "DB_USER": settings.db_user,
-        "DB_PASSWORD": settings.db_password.get_secret_value(),
-    }.items():
-        monkeypatch.setenv(name, value)
-    with DagsterInstance.from_config(str(tmp_path)) as made:
-        yield made
+def instance(dagster_instance: DagsterInstance) -> DagsterInstance:
+    return dagster_instance
 
 
 @pytest.fixture
