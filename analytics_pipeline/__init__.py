@@ -15,12 +15,11 @@ locked, computed, gated, quarantined and retried. ``docs/glossary.md`` has the w
 ``formulas``        pure: moments, rank sketches, limits
 ``detectors``       pure: one detector per file
 ``domains``         one domain per file: topics, decoding, expectations, detectors
-``stages``          pure: one transform per asset
 ``quality``         Great Expectations: frame in, gate result out
 ``sources``         Kafka
 ``storage``         PostgreSQL and TimescaleDB: COPY, offsets, pending work, partition state, dead letters
-``assets``          what each asset is, in its ``spec``, and how it is computed; ``derive``: the one protocol
-``flow``            Kafka to ``raw_events``: drain and rebuild; knows nothing of Dagster
+``assets``          a folder per asset: ``spec``, ``transform`` (pure), ``table`` (SQL), ``calculation``;
+                    ``raw_events``: drain and rebuild; ``derive``: the one protocol of the other four
 ``orchestration``   Dagster: assets, checks, sensors, schedules, launcher, live runs, reports
 ``embedded``        the real servers that pip brings, started and stopped
 ``cli``             ``analytics-pipeline``

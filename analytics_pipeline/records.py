@@ -102,7 +102,7 @@ class ExpectationOutcome:
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
-    """The verdict over one frame: which rows fail, and the first reason of each."""
+    """The gate's result for one frame: which rows fail, and the first reason of each."""
 
     asset: str
     domain: str
@@ -132,7 +132,7 @@ class GateResult:
         ]
 
     def followed_by(self, other: GateResult) -> GateResult:
-        """The verdict over this frame with another below it. Either may leave out expectations that all rows met."""
+        """The result for this frame with another below it. Either may leave out expectations that all rows met."""
         below = [replace(one, sample_rows=tuple(self.rows + row for row in one.sample_rows)) for one in other.outcomes]
         merged: dict[tuple[str, str, str], ExpectationOutcome] = {}
         for one in (*self.outcomes, *below):
@@ -292,7 +292,7 @@ class DrainOutcome:
 
 @dataclass(frozen=True, slots=True)
 class BatchHour:
-    """One batch's share of one (hour, domain). ``reasons`` counts dead letters by reason."""
+    """What one batch added to one (hour, domain). ``reasons`` counts dead letters by reason."""
 
     hour: datetime
     domain: str
@@ -320,6 +320,6 @@ class PendingHour:
     hour: datetime
     assets: tuple[DerivedName, ...]
     domains: tuple[str, ...]
-    marks: int
-    oldest_mark_at: datetime
-    newest_mark_at: datetime
+    pending_items: int
+    oldest_pending_at: datetime
+    newest_pending_at: datetime

@@ -18,22 +18,22 @@ from analytics_pipeline.storage.engine import connection
 from analytics_pipeline.storage.offset_ranges import decode
 from analytics_pipeline.storage.pending_work import actionable_hours
 from analytics_pipeline_tests import reference
+from analytics_pipeline_tests.environments import Environment, Sent
 from analytics_pipeline_tests.pipeline import Pipeline
 from analytics_pipeline_tests.reference import Limits, Message, SeriesKey
-from analytics_pipeline_tests.worlds import Sent, World
 
 Log = tuple[str, int, int]
 _SERIES = "s.tenant_id, s.factory_id, s.machine_id, s.sensor_id, s.metric"
 
 
-def assert_invariants(world: World, sent: Sequence[Sent] | None = None, limits: Limits | None = None) -> None:
+def assert_invariants(env: Environment, sent: Sequence[Sent] | None = None, limits: Limits | None = None) -> None:
     """Nothing lost, nothing twice, live equals a full rebuild bit for bit, and both equal the naive reference."""
-    sent = world.sent if sent is None else sent
-    assert_settled(world.pipeline)
-    assert_accounted_for(world.pipeline, sent)
-    assert_held_rows_are_counted(world.pipeline)
-    assert_equals_reference(world.pipeline, messages_of(sent), limits or {})
-    assert_live_equals_rebuild(world.pipeline)
+    sent = env.sent if sent is None else sent
+    assert_settled(env.pipeline)
+    assert_accounted_for(env.pipeline, sent)
+    assert_held_rows_are_counted(env.pipeline)
+    assert_equals_reference(env.pipeline, messages_of(sent), limits or {})
+    assert_live_equals_rebuild(env.pipeline)
 
 
 def assert_settled(pipeline: Pipeline) -> None:
@@ -180,10 +180,10 @@ def _assert_every_message_is_there(pipeline: Pipeline, sent: Sequence[Sent]) -> 
 
 
 def _assert_dead_letters(pipeline: Pipeline, sent: Sequence[Sent]) -> None:
-    """What was expected to be refused has one dead letter, in whichever stage, and nothing else has any."""
-    letters = pipeline.query('SELECT topic, epoch, partition, "offset" FROM dead_letters ORDER BY 1, 2, 3, 4')
-    refused = [(one.topic, one.epoch, one.partition, one.offset) for one in sent if one.refused]
-    assert letters == sorted(refused)
+    """What was expected to be rejected has one dead letter, in whichever stage, and nothing else has any."""
+    rejected = pipeline.query('SELECT topic, epoch, partition, "offset" FROM dead_letters ORDER BY 1, 2, 3, 4')
+    expected = [(one.topic, one.epoch, one.partition, one.offset) for one in sent if one.rejected]
+    assert rejected == sorted(expected)
 
 
 def _assert_counts_agree(pipeline: Pipeline) -> None:
@@ -202,7 +202,7 @@ def _assert_counts_agree(pipeline: Pipeline) -> None:
 
 def messages_of(sent: Iterable[Sent], zone: tzinfo = UTC) -> list[Message]:
     """What the reference reads of the messages that are expected to count, by plain ``json``."""
-    return [_message(one, zone) for one in sent if not one.refused]
+    return [_message(one, zone) for one in sent if not one.rejected]
 
 
 def _message(one: Sent, zone: tzinfo) -> Message:

@@ -12,14 +12,14 @@ from confluent_kafka import Producer
 from sqlalchemy import Engine
 
 from analytics_pipeline.assets.derive import Deriver
+from analytics_pipeline.assets.raw_events.drain import Drain
 from analytics_pipeline.domains import Registry
-from analytics_pipeline.flow.drain import Drain
 from analytics_pipeline.records import DERIVED, DrainOutcome, HourOutcome
 from analytics_pipeline.settings import Settings
 from analytics_pipeline.storage.engine import connection
 from analytics_pipeline.storage.pending_work import actionable_hours
 
-#: More rounds than any cascade of marks needs.
+#: More rounds than any cascade of pending work needs.
 MAX_ROUNDS = 50
 
 DERIVED_TABLES = {

@@ -1,4 +1,4 @@
-"""What the pipeline should say, computed the slow and obvious way: the judge of the property tests.
+"""What the pipeline should say, computed the slow and obvious way: what the property tests compare with.
 
 Plain Python on purpose: no numpy, no polars, and nothing of the package but the names of its formulas'
 constants, repeated here by hand. One message after the other, one window after the other.
@@ -212,11 +212,11 @@ def anomalies(messages: Iterable[Message], base_s: int, limits: Limits) -> list[
         by_series[window.series].append(window)
     for series, its in by_series.items():
         for at, window in enumerate(its):
-            verdicts = (
+            flags = (
                 _robust_zscore(window, its[:at]),
                 _spec_limits(window, limit_at(limits, series, window.start_us)),
             )
-            found += [verdict for verdict in verdicts if verdict is not None]
+            found += [flag for flag in flags if flag is not None]
     return sorted(found, key=lambda it: (*_by_start((it.start_us, it.series)), it.detector))
 
 

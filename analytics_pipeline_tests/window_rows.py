@@ -8,9 +8,9 @@ import numpy as np
 import polars as pl
 from hypothesis import strategies as st
 
+from analytics_pipeline.assets.windows import transform as windows
+from analytics_pipeline.assets.windows.transform import EarlierSamples
 from analytics_pipeline.records import to_us
-from analytics_pipeline.stages import windows
-from analytics_pipeline.stages.windows import EarlierSamples
 
 NOON_US = to_us(datetime.fromisoformat("2026-11-21T12:00:00+00:00"))
 SECOND = 1_000_000

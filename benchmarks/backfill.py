@@ -1,6 +1,6 @@
 """A full recompute of 24 hours that hold other figures than it will find: events a second, one worker and two.
 
-Each worker is a process with a stretch of the hours, as a range run has; then what they marked for others is
+Each worker is a process with a part of the hours, as a range run has; then what they made pending for others is
 done, and the clock stops.
 """
 
@@ -39,7 +39,7 @@ def run(stack: Stack, say: Say, quick: bool = False) -> list[Figure]:
     with stack.database("backfill") as database:
         settings = migrated(stack, database)
         filler = Filler(database)
-        filler.raw(*(Fill(hour, per_hour, place * per_hour) for place, hour in enumerate(hours)))
+        filler.raw(*(Fill(hour, per_hour, index * per_hour) for index, hour in enumerate(hours)))
         say(f"{events:,} raw events in {hours_count} hours stored")
         with ExitStack() as started:
             workers = [started.enter_context(Worker(recompute_hours, settings)) for _ in range(max(WORKERS))]
@@ -63,10 +63,10 @@ def _figure(hours: int, workers: int, events: int, duration_s: float) -> Figure:
 
 def _recompute(settings: Settings, hours: Sequence[datetime], workers: Sequence[Worker]) -> float:
     """Returns seconds until nothing is pending."""
-    share = -(-len(hours) // len(workers))
+    per_worker = -(-len(hours) // len(workers))
     began_s = time.monotonic()
-    for place, worker in enumerate(workers):
-        worker.go(hours[place * share : (place + 1) * share])
+    for index, worker in enumerate(workers):
+        worker.go(hours[index * per_worker : (index + 1) * per_worker])
     for worker in workers:
         worker.wait()
     finish_pending(settings)

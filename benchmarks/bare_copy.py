@@ -1,6 +1,6 @@
 """Baseline (b): the same raw rows by COPY into one plain table: what this machine and server can do at all.
 
-The rows are in memory beforehand as columns, with nothing decoded, judged or derived; the table has no key
+The rows are in memory beforehand as columns, with nothing decoded, checked or derived; the table has no key
 and no index. The clock runs from the columns to the commit, so that it holds the encoding (polars, CSV) and
 COPY; the share of COPY alone is reported beside it.
 """

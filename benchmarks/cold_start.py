@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from analytics_pipeline.flow.drain import Drain
+from analytics_pipeline.assets.raw_events.drain import Drain
 from analytics_pipeline.quality.gates import warm_up
 from analytics_pipeline.records import DERIVED, HOUR, hour_of
 from analytics_pipeline.settings import Settings

@@ -16,8 +16,8 @@ from benchmarks.report import Figure, Say, memory_figure
 from benchmarks.stack import Stack
 from benchmarks.stored import Fill, Filler, maintain, session
 
-LETTERS, LETTERS_QUICK = 40_000, 4_000
-#: More good ones than letters: above one half the domain would be quarantined.
+DEAD_LETTERS, DEAD_LETTERS_QUICK = 40_000, 4_000
+#: More good ones than dead letters: above one half the domain would be quarantined.
 GOOD_SHARE = 1.25
 ROUNDS = 3
 GOAL_RATIO = 2.0
@@ -25,32 +25,32 @@ GOAL_RATIO = 2.0
 
 def run(stack: Stack, say: Say, quick: bool = False) -> list[Figure]:
     """The good hour, then the one with dead letters."""
-    letters = LETTERS_QUICK if quick else LETTERS
-    good, bad = (_measure(stack, letters, bad=bad) for bad in (False, True))
+    rejected = DEAD_LETTERS_QUICK if quick else DEAD_LETTERS
+    good, bad = (_measure(stack, rejected, bad=bad) for bad in (False, True))
     took_s = [median(done.duration_s for done in dones) for dones in (good, bad)]
     say(f"{took_s[0]:.2f} s with good readings, {took_s[1]:.2f} s with dead letters")
     return [
-        Figure(f"an hour rebuilt, {letters:,} more good readings", took_s[0], "s"),
-        Figure(f"an hour rebuilt, {letters:,} dead letters", took_s[1], "s"),
+        Figure(f"an hour rebuilt, {rejected:,} more good readings", took_s[0], "s"),
+        Figure(f"an hour rebuilt, {rejected:,} dead letters", took_s[1], "s"),
         Figure(
-            f"an hour rebuilt, {letters:,} dead letters / good readings",
+            f"an hour rebuilt, {rejected:,} dead letters / good readings",
             took_s[1] / took_s[0],
             "x",
             GOAL_RATIO,
             "at_most",
         ),
-        memory_figure(f"worker, {letters:,} dead letters", max(done.peak_bytes for done in bad)),
+        memory_figure(f"worker, {rejected:,} dead letters", max(done.peak_bytes for done in bad)),
     ]
 
 
-def _measure(stack: Stack, letters: int, *, bad: bool) -> list[Done]:
+def _measure(stack: Stack, rejected: int, *, bad: bool) -> list[Done]:
     """Once to have something to replace, then as often as it is measured."""
-    hour, good = hour_of(datetime.now(UTC)) - HOUR, round(GOOD_SHARE * letters)
+    hour, good = hour_of(datetime.now(UTC)) - HOUR, round(GOOD_SHARE * rejected)
     with stack.database("dead_letters") as database:
         settings = migrated(stack, database)
         # Two batches, one after the other: the state of the hour counts both.
-        Filler(database).raw(Fill(hour, good, 0, 1800), Fill(hour + HOUR / 2, letters, good, 1800, bad=bad))
-        _one_hour(database, hour, good + letters)
+        Filler(database).raw(Fill(hour, good, 0, 1800), Fill(hour + HOUR / 2, rejected, good, 1800, bad=bad))
+        _one_hour(database, hour, good + rejected)
         maintain(database)
         with Worker(recompute_hours, settings) as worker:
             worker.wait_ready()
@@ -58,7 +58,7 @@ def _measure(stack: Stack, letters: int, *, bad: bool) -> list[Done]:
             for _ in range(1 + ROUNDS):
                 worker.go([hour])
                 found.append(worker.wait())
-        _hold_to(database, letters if bad else 0)
+        _hold_to(database, rejected if bad else 0)
     return found[1:]
 
 
@@ -69,9 +69,9 @@ def _one_hour(database: dict[str, Any], hour: datetime, rows: int) -> None:
         cursor.execute("UPDATE ingest_batch_hour SET hour = %s", (hour,))
 
 
-def _hold_to(database: dict[str, Any], letters: int) -> None:
+def _hold_to(database: dict[str, Any], rejected: int) -> None:
     with session(database) as cursor:
         cursor.execute("SELECT count(*) FROM dead_letters")
         (found,) = cursor.fetchone()
-    if found != letters:
-        raise RuntimeError(f"{found} dead letters are stored, expected {letters}")
+    if found != rejected:
+        raise RuntimeError(f"{found} dead letters are stored, expected {rejected}")

@@ -14,8 +14,8 @@ from statistics import median
 from typing import Any
 
 from analytics_pipeline.assets.derive import Deriver
+from analytics_pipeline.assets.raw_events.drain import Drain
 from analytics_pipeline.domains import registry_for
-from analytics_pipeline.flow.drain import Drain
 from analytics_pipeline.records import DERIVED, HOUR, hour_of
 from analytics_pipeline.settings import Settings
 from analytics_pipeline.storage.engine import engine_for

@@ -63,7 +63,7 @@ def run(stack: Stack, say: Say, quick: bool = False) -> list[Figure]:
 
 def _fill(hours: list[datetime], events_per_hour: int, database: dict[str, Any]) -> None:
     filler = Filler(database)
-    filler.raw(*(Fill(hour, events_per_hour, place * events_per_hour) for place, hour in enumerate(hours)))
+    filler.raw(*(Fill(hour, events_per_hour, index * events_per_hour) for index, hour in enumerate(hours)))
 
 
 class _Backfill:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from statistics import median
 
-from analytics_pipeline.flow.drain import Drain
+from analytics_pipeline.assets.raw_events.drain import Drain
 from analytics_pipeline.quality.gates import warm_up
 from analytics_pipeline.records import HOUR, hour_of
 from analytics_pipeline.settings import Settings

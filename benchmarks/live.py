@@ -79,7 +79,7 @@ class Ages:
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of live messages, by their places among all that were sent."""
+    """A range of live messages, by their indexes among all that were sent."""
 
     first: int
     last: int

@@ -14,9 +14,9 @@ from typing import Any
 
 from confluent_kafka import Producer
 
+from analytics_pipeline.assets.raw_events.drain import Drain
 from analytics_pipeline.domains import Registry
 from analytics_pipeline.domains.sensor import DOMAIN
-from analytics_pipeline.flow.drain import Drain
 from analytics_pipeline.quality.gates import warm_up
 from analytics_pipeline.settings import Settings
 from analytics_pipeline.storage.engine import engine_for

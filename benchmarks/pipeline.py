@@ -15,8 +15,8 @@ from typing import Any
 import psycopg2
 
 from analytics_pipeline.assets.derive import Deriver
+from analytics_pipeline.assets.raw_events.drain import Drain
 from analytics_pipeline.domains import Registry, registry_for
-from analytics_pipeline.flow.drain import Drain
 from analytics_pipeline.quality.gates import warm_up
 from analytics_pipeline.records import DERIVED, HOUR, Mode, hour_of
 from analytics_pipeline.settings import Settings

@@ -56,7 +56,7 @@ def fill(database: dict[str, Any], hours: Sequence[datetime], domains: int = 1) 
     """Their raw events."""
     for domain in range(domains):
         Filler(database, domain, SENSORS).raw(
-            *(Fill(hour, EVENTS_PER_HOUR, place * EVENTS_PER_HOUR) for place, hour in enumerate(hours))
+            *(Fill(hour, EVENTS_PER_HOUR, index * EVENTS_PER_HOUR) for index, hour in enumerate(hours))
         )
 
 

@@ -75,9 +75,9 @@ CREATE INDEX IF NOT EXISTS partition_outcome_unreported ON partition_outcome (ru
     WHERE reported_at IS NULL;
 
 -- Which run was asked to do an hour's pending work, and when it may be asked again.
-CREATE TABLE IF NOT EXISTS hour_claim (
+CREATE TABLE IF NOT EXISTS run_request (
     hour         timestamptz PRIMARY KEY,
-    claim        text NOT NULL,                    -- tag of the run: analytics_pipeline/claim
+    request_id   text NOT NULL,                    -- tag of the run: analytics_pipeline/run_request
     attempt      integer NOT NULL,
     requested_at timestamptz NOT NULL,
     next_try_at  timestamptz NOT NULL,

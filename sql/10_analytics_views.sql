@@ -138,7 +138,7 @@ FROM kafka_offset o JOIN pipeline_setting s ON s.name = 'consumer_group';
 
 -- Dead letters by what went wrong. Their payloads are not public.
 CREATE OR REPLACE VIEW pipeline_dead_letters AS
-SELECT x.hour, d.domain, x.stage, x.topic, x.reason, count(*) AS letters,
+SELECT x.hour, d.domain, x.stage, x.topic, x.reason, count(*) AS dead_letters,
        min(x.arrived_at) AS first_arrived_at, max(x.arrived_at) AS last_arrived_at
 FROM dead_letters x JOIN domain_number d USING (domain_id)
 GROUP BY x.hour, d.domain, x.stage, x.topic, x.reason;

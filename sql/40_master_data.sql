@@ -48,7 +48,7 @@ BEGIN
     UPDATE input_version SET version = version + 1 WHERE name = 'master_data';
     -- Each edited row up to the next row of the same target as it is in the end: if the limit at a moment was this
     -- row's and a later row has taken it over, then that row is new and covers the moment itself.
-    WITH marked AS (
+    WITH affected AS (
         SELECT *, false AS stored FROM unnest(edited)
         UNION ALL
         SELECT *, true FROM analytics_spec_limits
@@ -56,7 +56,7 @@ BEGIN
         SELECT m.*, coalesce(min(valid_from) FILTER (WHERE stored) OVER (
                    PARTITION BY tenant_id, factory_id, machine_id, sensor_id, metric ORDER BY valid_from
                    GROUPS BETWEEN 1 FOLLOWING AND UNBOUNDED FOLLOWING), 'infinity') AS valid_until
-        FROM marked m
+        FROM affected m
     ), touched AS (
         -- One join for each of the names that tell most, so that thousands of limits meet thousands of series by hash.
         SELECT s.domain_id, s.series_id, e.valid_from, e.valid_until

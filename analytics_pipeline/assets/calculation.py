@@ -143,23 +143,23 @@ class Calculation(Protocol):
 
 @dataclass(frozen=True)
 class Parts:
-    """Finds the domain partition of rows: its place among the works of a slice, or −1."""
+    """Finds the domain partition of rows: its index among the works of a slice, or −1."""
 
     works: Sequence[Work]
     _codes: Ints = field(init=False)
-    _places: Ints = field(init=False)
+    _indexes: Ints = field(init=False)
 
     def __post_init__(self) -> None:
         codes = np.array([_code(work.domain_id, work.hour_us // HOUR_US) for work in self.works], np.int64)
         order = np.argsort(codes)
         object.__setattr__(self, "_codes", codes[order])
-        object.__setattr__(self, "_places", order)
+        object.__setattr__(self, "_indexes", order)
 
     def of(self, domain_id: npt.NDArray[np.signedinteger] | int, time_us: Ints) -> Ints:
-        """The place of each row's domain partition in ``works``; −1 where the slice does not hold it."""
+        """The index of each row's domain partition in ``works``; −1 where the slice does not hold it."""
         code = _code(np.asarray(domain_id, np.int64), time_us // HOUR_US)
         at = np.minimum(np.searchsorted(self._codes, code), len(self._codes) - 1)
-        found: Ints = np.where(self._codes[at] == code, self._places[at], -1)
+        found: Ints = np.where(self._codes[at] == code, self._indexes[at], -1)
         return found
 
     def counts(self, part: Ints) -> list[int]:

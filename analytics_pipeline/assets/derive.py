@@ -25,12 +25,12 @@ from analytics_pipeline.assets.anomalies.calculation import AnomalyCalculation
 from analytics_pipeline.assets.calculation import Calculation, Computed, Context, Key, Work
 from analytics_pipeline.assets.kpis.calculation import KpiCalculation
 from analytics_pipeline.assets.measurements.calculation import MeasurementCalculation
+from analytics_pipeline.assets.partition_results import held_work, holds_rows, must_quarantine, outcome_of, state_of
 from analytics_pipeline.assets.slices import compose, halves, live_from
-from analytics_pipeline.assets.verdicts import held_work, holds_rows, outcome_of, refuses, state_of
 from analytics_pipeline.assets.windows.calculation import WindowCalculation
 from analytics_pipeline.domains import Domain, Registry
 from analytics_pipeline.errors import PipelineError, RunEndedError
-from analytics_pipeline.garbage import cycle_collection_paused
+from analytics_pipeline.gc_pause import cycle_collection_paused
 from analytics_pipeline.quality.gates import run_gate
 from analytics_pipeline.quality.suites import suite_for
 from analytics_pipeline.records import (
@@ -75,7 +75,7 @@ RESTARTED = (psycopg2.errors.SerializationFailure, psycopg2.errors.DeadlockDetec
 NOT_SPLIT = (MemoryError, RunEndedError, psycopg2.OperationalError, psycopg2.InterfaceError)
 #: … but for what psycopg2 counts among them although the data of one domain may cause it: a row too wide for an
 #: index, a statement too long, or one that takes longer than the time-out.
-REFUSED_BY_DATABASE = (
+CAUSED_BY_DATA = (
     psycopg2.errors.ProgramLimitExceeded,
     psycopg2.errors.StatementTooComplex,
     psycopg2.errors.TooManyColumns,
@@ -261,7 +261,7 @@ class Deriver:
                 # A person asked for it, and nothing pending will bring it back.
                 done.errors += [self._busy(run, key) for key in keys]
         except Exception as error:
-            if isinstance(error, NOT_SPLIT) and not isinstance(error, REFUSED_BY_DATABASE):
+            if isinstance(error, NOT_SPLIT) and not isinstance(error, CAUSED_BY_DATA):
                 raise
             if len(keys) > 1:
                 log.warning("slice split", asset=run.asset, partitions=len(keys), error=str(error))
@@ -366,7 +366,7 @@ class Deriver:
     def _holding_windows(self, wanted: Sequence[Key]) -> set[Key]:
         """Of some domain partitions, those that hold windows by what is committed now.
 
-        A later hour may be computed at the same time, by a run that sees nothing of this one, and be judged before
+        A later hour may be computed at the same time, by a run that sees nothing of this one, and be evaluated before
         this one commits. So runs that change windows of a domain commit one after the other, and the hours are
         looked up by another connection, which sees what this snapshot does not.
         """
@@ -387,17 +387,17 @@ class Deriver:
     ) -> list[tuple[Key, DomainOutcome]]:
         conn = context.connection
         spec = self._calculations[run.asset].spec
-        refused = frozenset(work.key for work in works if refuses(spec, work, computed.validated[work.key]))
-        accepted = frozenset(work.key for work in works) - refused
+        quarantined = frozenset(work.key for work in works if must_quarantine(spec, work, computed.validated[work.key]))
+        accepted = frozenset(work.key for work in works) - quarantined
         written, stale = computed.write(accepted)
         pending_work.delete(conn, [one for work in works if work.pending for one in work.pending.work_ids])
-        pending_work.add(conn, held_work(run.asset, works, computed.validated, refused), held=True)
+        pending_work.add(conn, held_work(run.asset, works, computed.validated, quarantined), held=True)
         pending_work.add(conn, stale)
         found = [(work.key, outcome_of(work, computed.validated[work.key], written.get(work.key))) for work in works]
         states = {
             work.key: state_of(work, computed.validated[work.key], written.get(work.key))
             for work in works
-            if work.state != PartitionState() or work.key in refused or holds_rows(written.get(work.key))
+            if work.state != PartitionState() or work.key in quarantined or holds_rows(written.get(work.key))
         }
         partition_state.write_states(conn, run.asset, states, run.run_id)
         partition_state.clear_failures(conn, run.asset, [work.key for work in works])

@@ -52,8 +52,8 @@ class Flow:
         """Interpolated value so many hours after the start, going round at the end."""
         place = hours % (len(self.values) - 1)
         index = int(place)
-        share = place - index
-        return self.values[index] * (1 - share) + self.values[index + 1] * share
+        fraction = place - index
+        return self.values[index] * (1 - fraction) + self.values[index + 1] * fraction
 
 
 def load_flow() -> Flow:

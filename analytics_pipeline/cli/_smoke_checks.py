@@ -23,7 +23,7 @@ TABLES = (
 )
 
 _READ_SQL = 'SELECT partition, "offset" FROM raw_events WHERE topic = %s'
-_LETTERS_SQL = 'SELECT partition, "offset" FROM dead_letters WHERE topic = %s'
+_DEAD_LETTERS_SQL = 'SELECT partition, "offset" FROM dead_letters WHERE topic = %s'
 _GAPS_SQL = "SELECT partition, from_offset, to_offset FROM offset_gap WHERE topic = %s"
 _MEASURED_SQL = """
 SELECT (SELECT count(*) FROM normalized_measurements),
@@ -39,7 +39,7 @@ FROM analytics_dagster.runs WHERE status = 'SUCCESS'
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class SmokeResult:
     """What was found. ``lost`` and ``doubled`` count messages, and measurements that a derived table misses or
     has too many; of several tables, the worst."""
 
@@ -53,11 +53,11 @@ class Verdict:
     differences: tuple[str, ...]
 
 
-def judge(engine: Engine, topic: str, sent: Sequence[Sent]) -> Verdict:
+def compare(engine: Engine, topic: str, sent: Sequence[Sent]) -> SmokeResult:
     """Look at every position that was sent, and at every count that follows from what was sent."""
     with connection(engine) as conn, conn.cursor() as cursor:
         raw = Counter(_fetch(cursor, _READ_SQL, topic))
-        letters = set(_fetch(cursor, _LETTERS_SQL, topic))
+        dead = set(_fetch(cursor, _DEAD_LETTERS_SQL, topic))
         gaps = _fetch(cursor, _GAPS_SQL, topic)
         cursor.execute(_MEASURED_SQL)
         measured = dict(zip(("measurements", "minutes", "hours", "kpis"), cursor.fetchone(), strict=True))
@@ -66,18 +66,18 @@ def judge(engine: Engine, topic: str, sent: Sequence[Sent]) -> Verdict:
         run_p50_s, runs, failed_runs = cursor.fetchone()
     kinds = Counter(message.kind for message in sent)
     expected = kinds["warm"] + kinds["live"] + kinds["late"]
-    missing = [m for m in sent if not _accounted((m.partition, m.offset), raw, letters, gaps)]
+    missing = [m for m in sent if not _accounted((m.partition, m.offset), raw, dead, gaps)]
     twice = [position for position, times in raw.items() if times > 1]
     differences = [
         f"{name}: {found} readings, {expected} were sent"
         for name, found in measured.items()
         if int(found) != expected
     ]
-    if len(letters) != kinds["bad"]:
-        differences.append(f"dead letters: {len(letters)} messages, {kinds['bad']} bad ones were sent")
-    return Verdict(
+    if len(dead) != kinds["bad"]:
+        differences.append(f"dead letters: {len(dead)} messages, {kinds['bad']} bad ones were sent")
+    return SmokeResult(
         rows=rows,
-        dead_letters=len(letters),
+        dead_letters=len(dead),
         lost=max(len(missing), *(expected - int(found) for found in measured.values()), 0),
         doubled=max(len(twice), *(int(found) - expected for found in measured.values()), 0),
         run_p50_s=run_p50_s,
@@ -90,12 +90,12 @@ def judge(engine: Engine, topic: str, sent: Sequence[Sent]) -> Verdict:
 def _accounted(
     position: tuple[int, int],
     raw: Counter[tuple[int, int]],
-    letters: set[tuple[int, int]],
+    dead: set[tuple[int, int]],
     gaps: Sequence[tuple[int, int, int]],
 ) -> bool:
     partition, offset = position
     in_gap = any(p == partition and start <= offset < end for p, start, end in gaps if end is not None)
-    return position in raw or position in letters or in_gap
+    return position in raw or position in dead or in_gap
 
 
 def _fetch(cursor: Any, statement: str, topic: str) -> list[Any]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MIN_POSTGRES = 150_000  # as server_version_num counts; NULLS NOT DISTINCT came with 15
 CONNECT_TIMEOUT_S = 3.0
 
-_MARKS = {"ok": "[green]ok[/]  ", "note": "[yellow]note[/]", "fail": "[red]FAIL[/]"}
+_SYMBOLS = {"ok": "[green]ok[/]  ", "note": "[yellow]note[/]", "fail": "[red]FAIL[/]"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def doctor(as_json: AsJson = False) -> None:
     else:
         screen = console()
         for finding in findings:
-            screen.print(f"{_MARKS[finding.level]} [bold]{finding.check}[/]: ", end="")
+            screen.print(f"{_SYMBOLS[finding.level]} [bold]{finding.check}[/]: ", end="")
             screen.print(finding.found, markup=False, highlight=False, soft_wrap=True)
             if finding.remedy:
                 screen.print(f"     remedy: {finding.remedy}", markup=False, highlight=False, soft_wrap=True)

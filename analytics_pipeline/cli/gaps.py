@@ -25,7 +25,7 @@ def list_gaps(
 ) -> None:
     """Show the gaps that nobody accepted yet."""
     from analytics_pipeline.settings import load_settings
-    from analytics_pipeline.storage.by_hand import read_gaps
+    from analytics_pipeline.storage.operator_actions import read_gaps
 
     with open_database(load_settings()) as conn:
         gaps = read_gaps(conn, accepted_too=every)
@@ -50,7 +50,7 @@ def accept(
 ) -> None:
     """Record that you know of these gaps, so that 'status' no longer counts them."""
     from analytics_pipeline.settings import load_settings
-    from analytics_pipeline.storage.by_hand import accept_gaps, read_gaps
+    from analytics_pipeline.storage.operator_actions import accept_gaps, read_gaps
 
     if bool(gap_ids) == every:
         raise PipelineError(

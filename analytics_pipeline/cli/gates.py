@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 def list_gates(as_json: AsJson = False) -> None:
     """Show the domain partitions that are in quarantine, or released with rows that fail."""
     from analytics_pipeline.settings import load_settings
-    from analytics_pipeline.storage.overview import read_gated
+    from analytics_pipeline.storage.status import read_gated
 
     with open_database(load_settings()) as conn:
         gated = read_gated(conn)
@@ -60,11 +60,11 @@ def release(
     that fails its gate is never written: releasing one computes it again, and no more.
     """
     from analytics_pipeline.settings import load_settings
-    from analytics_pipeline.storage import by_hand
+    from analytics_pipeline.storage import operator_actions
 
     start = parse_hour(hour)
     with open_database(load_settings()) as conn:
-        by_hand.release(conn, asset, start, domain)
+        operator_actions.release(conn, asset, start, domain)
         conn.commit()
     typer.echo(f"released: {asset}, {utc(start)}, {domain}; the next run writes its good rows")
 

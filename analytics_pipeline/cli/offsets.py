@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
 def show(as_json: AsJson = False) -> None:
     """Show the next offset of every partition, and its lag as of the last tick."""
     from analytics_pipeline.settings import load_settings
-    from analytics_pipeline.storage.overview import read_partitions
+    from analytics_pipeline.storage.status import read_partitions
 
     with open_database(load_settings()) as conn:
         partitions = read_partitions(conn)
@@ -62,7 +62,7 @@ def seek(
     their hours.
     """
     from analytics_pipeline.settings import load_settings
-    from analytics_pipeline.storage import by_hand
+    from analytics_pipeline.storage import operator_actions
 
     settings = load_settings()
     if not yes:
@@ -72,7 +72,7 @@ def seek(
         )
     _within_log(settings, topic, partition, offset)
     with open_database(settings) as conn:
-        before = by_hand.seek(conn, topic, partition, offset)
+        before = operator_actions.seek(conn, topic, partition, offset)
         conn.commit()
     skipped = f"; offsets {before.next_offset} to {offset - 1} are recorded as a gap"
     typer.echo(

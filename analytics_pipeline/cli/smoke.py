@@ -16,7 +16,7 @@ import typer
 
 if TYPE_CHECKING:
     from analytics_pipeline.cli._session import Session
-    from analytics_pipeline.cli._smoke_checks import Verdict
+    from analytics_pipeline.cli._smoke_checks import SmokeResult
     from analytics_pipeline.cli._smoke_data import Payloads, Planned
     from analytics_pipeline.cli._smoke_watch import Sent, Watcher
 
@@ -61,7 +61,7 @@ def smoke(
 
 def _run(session: Session, say: Callable[[str], None]) -> dict[str, Any]:
     from analytics_pipeline.cli import _smoke_data as data
-    from analytics_pipeline.cli._smoke_checks import judge
+    from analytics_pipeline.cli._smoke_checks import compare
     from analytics_pipeline.cli._smoke_watch import Watcher
 
     topic = session.registry.topics[0]
@@ -76,10 +76,10 @@ def _run(session: Session, say: Callable[[str], None]) -> dict[str, Any]:
         say("waiting until nothing is pending")
         pending = _wait_until_done(session, topic, sent, PENDING_TIMEOUT_S)
     watcher.stop()
-    verdict = judge(session.engine, topic, [*warm, *sent])
-    for difference in verdict.differences:
+    result = compare(session.engine, topic, [*warm, *sent])
+    for difference in result.differences:
         say(f"difference: {difference}")
-    return _report([*warm, *sent], verdict, watcher, pending)
+    return _report([*warm, *sent], result, watcher, pending)
 
 
 def _send(session: Session, topic: str, messages: Iterable[Planned], payloads: Payloads) -> list[Sent]:
@@ -130,27 +130,27 @@ def _wait_until_done(session: Session, topic: str, sent: Sequence[Sent], timeout
         time.sleep(POLL_S)
 
 
-def _report(sent: Sequence[Sent], verdict: Verdict, watcher: Watcher, pending: int) -> dict[str, Any]:
+def _report(sent: Sequence[Sent], result: SmokeResult, watcher: Watcher, pending: int) -> dict[str, Any]:
     live = [message for message in sent if message.kind == "live"]
     to_raw, to_kpi = watcher.freshness_raw_s(live), watcher.freshness_kpi_s(live)
     kpi_p95_s = _percentile(to_kpi, 95)
     fresh = kpi_p95_s is not None and kpi_p95_s <= MAX_KPI_P95_S
     return {
         "messages_sent": len(sent),
-        "rows": verdict.rows,
-        "dead_letters": verdict.dead_letters,
-        "lost": verdict.lost,
-        "doubled": verdict.doubled,
+        "rows": result.rows,
+        "dead_letters": result.dead_letters,
+        "lost": result.lost,
+        "doubled": result.doubled,
         "pending": pending,
         "freshness_raw_p50_s": _percentile(to_raw, 50),
         "freshness_raw_p95_s": _percentile(to_raw, 95),
         "freshness_kpi_p50_s": _percentile(to_kpi, 50),
         "freshness_kpi_p95_s": kpi_p95_s,
-        "run_p50_s": verdict.run_p50_s and round(verdict.run_p50_s, 3),
-        "runs": verdict.runs,
-        "failed_runs": verdict.failed_runs,
-        "differences": list(verdict.differences),
-        "ok": not (verdict.lost or verdict.doubled or verdict.differences or pending) and fresh,
+        "run_p50_s": result.run_p50_s and round(result.run_p50_s, 3),
+        "runs": result.runs,
+        "failed_runs": result.failed_runs,
+        "differences": list(result.differences),
+        "ok": not (result.lost or result.doubled or result.differences or pending) and fresh,
     }
 
 

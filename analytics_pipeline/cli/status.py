@@ -18,7 +18,7 @@ from analytics_pipeline.cli.gates import reasons
 if TYPE_CHECKING:
     from analytics_pipeline.settings import Settings
     from analytics_pipeline.storage.dagster_tables import Tick
-    from analytics_pipeline.storage.overview import Overview
+    from analytics_pipeline.storage.status import PipelineStatus
 
 #: As orchestration/sensors.py names it; importing that would import Dagster.
 SENSOR = "drain_kafka"
@@ -40,11 +40,11 @@ def status(as_json: AsJson = False) -> None:
     """
     from analytics_pipeline.settings import load_settings
     from analytics_pipeline.storage.dagster_tables import last_tick
-    from analytics_pipeline.storage.overview import read_overview
+    from analytics_pipeline.storage.status import read_status
 
     settings = load_settings()
     with open_database(settings) as conn:
-        overview = read_overview(conn)
+        overview = read_status(conn)
         tick = last_tick(conn, settings.dagster_schema, SENSOR)
     stopped = _stopped(settings, tick, overview.now)
     if as_json:
@@ -78,7 +78,7 @@ def _stopped(settings: Settings, tick: Tick | None, now: datetime) -> str | None
     )
 
 
-def _parts(seen: Overview) -> Iterator[Table | str]:
+def _parts(seen: PipelineStatus) -> Iterator[Table | str]:
     now = seen.now
     yield f"last batch committed: {age(seen.last_batch_at, now)}"
     for domain, moment in seen.final_until.items():
@@ -115,7 +115,7 @@ def _parts(seen: Overview) -> Iterator[Table | str]:
         )
 
 
-def _pending(seen: Overview) -> Table | str:
+def _pending(seen: PipelineStatus) -> Table | str:
     if not seen.pending:
         return "pending work: none"
     return table(

@@ -1,6 +1,6 @@
 """The one contract of all detectors: what they declare, what they are given, what they answer.
 
-A detector judges base windows, many at once, each against its own baseline. It keeps nothing between calls,
+A detector evaluates base windows, many at once, each against its own baseline. It keeps nothing between calls,
 so that live and rebuild give one answer. It never answers NaN or infinity, and it stays silent where it cannot
 know: too few windows, no spread, no limits.
 """
@@ -27,7 +27,7 @@ LARGEST = float(np.finfo(np.float64).max)
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """T windows to judge. ``baseline`` is (T, ``baseline_windows``), each row the average values of the
+    """T windows to evaluate. ``baseline`` is (T, ``baseline_windows``), each row the average values of the
     target's own earlier windows, oldest first, NaN on the left where there are fewer. Limits are those in
     force at the window's start, NaN where none is. Everything else is finite."""
 
@@ -47,7 +47,7 @@ class Targets:
 class Flags:
     """The anomalies among the targets: their row numbers, ascending, and figures of the same length.
 
-    ``value`` is what was judged, ``score`` how far out it is, in the detector's own measure; ``details``
+    ``value`` is what was evaluated, ``score`` how far out it is, in the detector's own measure; ``details``
     explain, with at least `DETAIL_KEYS`.
     """
 
@@ -63,7 +63,7 @@ class Detector(ABC):
 
     Attributes:
         name: stored with each anomaly, and part of its identity: never reused for another meaning.
-        baseline_windows: at most how many earlier windows a verdict rests on; 0 for none.
+        baseline_windows: at most how many earlier windows a result rests on; 0 for none.
         look_back: how old the oldest of them may be. A change of a window makes the hours that this reaches pending.
     """
 
@@ -72,8 +72,8 @@ class Detector(ABC):
     look_back: timedelta
 
     @abstractmethod
-    def judge(self, targets: Targets) -> Flags:
-        """The anomalies among the targets. Each verdict depends on its own row alone."""
+    def detect(self, targets: Targets) -> Flags:
+        """The anomalies among the targets. Each result depends on its own row alone."""
 
 
 def require(holds: bool, detector: str, parameter: str, value: object, takes: str) -> None:

@@ -26,7 +26,7 @@ class RobustZScore(Detector):
     ``x`` is the window's average; median and MAD (median of ``|x_i - median|``) are those of the last
     ``baseline_windows`` stored windows of the same series, strictly before it and at most ``look_back`` old.
     Where MAD is zero (more than half of the baseline is one value), ``M = (x - median) / (1.253314 MeanAD)``
-    with the mean of ``|x_i - median|``; where that is zero too, there is no scale and no verdict.
+    with the mean of ``|x_i - median|``; where that is zero too, there is no scale and no anomaly.
 
     Plainly: how many standard deviations the window lies from what is usual, where up to half of the
     baseline may itself be anomalous without hiding the next anomaly. ``score`` is M with its sign.
@@ -47,7 +47,7 @@ class RobustZScore(Detector):
     >>> baseline = np.array([[9.0, 10.0, 11.0, 10.0]])
     >>> one, none = np.array([1]), np.array([np.nan])
     >>> x = np.array([16.0])
-    >>> flags = RobustZScore(baseline_windows=4, min_windows=4).judge(Targets(one, x, x, x, baseline, none, none))
+    >>> flags = RobustZScore(baseline_windows=4, min_windows=4).detect(Targets(one, x, x, x, baseline, none, none))
     >>> round(float(flags.score[0]), 3), bool(flags.critical[0])
     (8.094, True)
     """
@@ -79,7 +79,7 @@ class RobustZScore(Detector):
         )
         require(self.look_back > timedelta(0), self.name, "look_back", self.look_back, "more than no time")
 
-    def judge(self, targets: Targets) -> Flags:
+    def detect(self, targets: Targets) -> Flags:
         ordered = np.sort(targets.baseline, axis=1)  # NaN goes last
         n = self.baseline_windows - np.isnan(ordered).sum(axis=1)
         rows = np.flatnonzero(n >= self.min_windows)

@@ -34,7 +34,7 @@ class SpecLimits(Detector):
     >>> one, empty = np.array([5]), np.zeros((1, 0))
     >>> low, high = np.array([19.0]), np.array([26.5])
     >>> targets = Targets(one, high, low, high, empty, lsl=np.array([15.0]), usl=np.array([25.0]))
-    >>> flags = SpecLimits().judge(targets)
+    >>> flags = SpecLimits().detect(targets)
     >>> float(flags.score[0]), bool(flags.critical[0])
     (1.5, True)
     """
@@ -53,7 +53,7 @@ class SpecLimits(Detector):
             "a number above 0",
         )
 
-    def judge(self, targets: Targets) -> Flags:
+    def detect(self, targets: Targets) -> Flags:
         row = np.flatnonzero((targets.min_val < targets.lsl) | (targets.max_val > targets.usl))
         lsl, usl = targets.lsl[row], targets.usl[row]
         with np.errstate(over="ignore"):

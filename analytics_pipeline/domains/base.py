@@ -1,4 +1,4 @@
-"""What a domain is: its topics, how its payloads are read, how they are judged. Pure; no IO, no clock.
+"""What a domain is: its topics, how its payloads are read, how they are validated. Pure; no IO, no clock.
 
 Adding a domain is adding one file beside this one that holds ``DOMAIN = Domain(...)``.
 """
@@ -74,7 +74,7 @@ class Domain:
         event_time: from a decoded envelope. A result without a zone takes ``time_zone``.
         payload: the struct that normalization decodes.
         samples: the measurements of a payload, in a stable order.
-        detectors: judge the base windows.
+        detectors: evaluate the base windows.
         expectations: what its gates expect beyond what every domain's expect (``quality/suites.py``).
         max_failed_ratio: above this share of failed rows, a (domain, hour) is quarantined …
         min_gate_rows: … once it holds this many rows: two bad rows of three say little.

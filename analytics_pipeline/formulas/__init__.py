@@ -1,4 +1,4 @@
 """The formulas that figures are made of: moments, sketches, limits. Pure numpy and polars.
 
-What stays out: which rows a formula is fed (stages/), what a verdict means (detectors/), and all IO.
+Not here: which rows a formula is fed (assets/*/transform.py), what is an anomaly (detectors/), and all IO.
 """

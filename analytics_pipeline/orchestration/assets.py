@@ -28,7 +28,7 @@ from analytics_pipeline.orchestration.partitions import MAX_RANGE_HOURS, hourly_
 from analytics_pipeline.orchestration.resources import Pipeline
 from analytics_pipeline.records import DERIVED, RAW_EVENTS, AssetName, DerivedHours, DerivedName, HourOutcome
 from analytics_pipeline.settings import Settings
-from analytics_pipeline.storage.profile import rows_per_minute
+from analytics_pipeline.storage.row_counts import rows_per_minute
 
 OWNERS = ["team:analytics"]
 

@@ -45,7 +45,7 @@ log = structlog.get_logger(__name__)
 PRELOADED = (
     "analytics_pipeline.definitions",
     "analytics_pipeline.assets.derive",
-    "analytics_pipeline.flow.rebuild_raw",
+    "analytics_pipeline.assets.raw_events.rebuild",
     "great_expectations",
     "polars",
     "dagster_postgres",
@@ -114,9 +114,9 @@ def execute_job(_self: Any, execute_job_args_packed: Any) -> int:
         # Canceled or failed while it was queued, or delivered a second time.
         log.info("run left alone", run_id=run_id, status=run.status.value if run else "deleted")
         return 0
-    refusal = why_not_to_run(run, _settings.partitions_start, datetime.now(UTC))
-    if refusal:
-        instance.report_run_failed(run, refusal)
+    reason = why_not_to_run(run, _settings.partitions_start, datetime.now(UTC))
+    if reason:
+        instance.report_run_failed(run, reason)
         return 0
     client = heartbeat.connect(_settings.celery_broker_url)
     with (

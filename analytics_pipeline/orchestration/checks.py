@@ -1,6 +1,6 @@
-"""The gate of each asset as a Dagster check: its definition, and its verdict about one hour. Computes nothing.
+"""The gate of each asset as a Dagster check: its definition, and its result for one hour. Computes nothing.
 
-A verdict is one of three: passed; a warning, when rows were refused and lie in the dead letters; an error, when
+A result is one of three: passed; a warning, when rows were rejected and lie in the dead letters; an error, when
 a whole (domain, hour) is quarantined, so that its table is as it was.
 """
 
@@ -28,7 +28,7 @@ from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 from analytics_pipeline.orchestration.metadata import check_metadata, drained_check_metadata
 from analytics_pipeline.orchestration.partitions import key_of
 from analytics_pipeline.records import RAW_EVENTS, BatchHour, DomainState, HourOutcome
-from analytics_pipeline.storage.profile import RawTotals
+from analytics_pipeline.storage.row_counts import RawTotals
 
 CHECK_NAME = "gate"
 
@@ -47,13 +47,13 @@ def gate_check(asset: str, partitions: HourlyPartitionsDefinition) -> AssetCheck
     )
 
 
-def verdict(
+def check_result(
     outcome: HourOutcome,
     held: Sequence[DomainState] = (),
     errors: Mapping[str, Exception] | None = None,
     instance: DagsterInstance | None = None,
 ) -> AssetCheckEvaluation:
-    """The verdict about one hour, over all of its domains: what this run did, and what the others hold.
+    """The result for one hour, over all of its domains: what this run did, and what the others hold.
 
     With an instance, it points to the hour's latest materialization.
     """
@@ -73,13 +73,13 @@ def verdict(
         metadata=check_metadata(outcome, others, failed),
         description=_describe(quarantined, sorted(failed), rows_failed),
         partition=key,
-        # Not "blocking": the step raises by itself, and knows better which hours may go on.
+        # Not "blocking": the step raises on its own, and knows better which hours may continue.
         blocking=False,
         target_materialization_data=_latest_materialization(instance, outcome.asset, key),
     )
 
 
-def expired_verdict(asset: str, hour: datetime) -> AssetCheckEvaluation:
+def expired_check_result(asset: str, hour: datetime) -> AssetCheckEvaluation:
     """An hour that retention has taken: nothing is wrong with it, and nothing is there."""
     return AssetCheckEvaluation(
         asset_key=AssetKey(asset),
@@ -117,28 +117,28 @@ def _latest_materialization(
     return None
 
 
-def drained_verdict(key: str, shares: Sequence[BatchHour], totals: RawTotals) -> AssetCheckEvaluation:
-    """What the drain refused in one hour, over the hour's whole content. Never an error: the drain goes on."""
-    refused = totals.dead_letters
+def drained_check_result(key: str, batch_hours: Sequence[BatchHour], totals: RawTotals) -> AssetCheckEvaluation:
+    """What the drain rejected in one hour, over the hour's whole content. Never an error: the drain goes on."""
+    rejected = totals.dead_letters
     return AssetCheckEvaluation(
         asset_key=AssetKey(RAW_EVENTS),
         check_name=CHECK_NAME,
-        passed=not refused,
+        passed=not rejected,
         severity=AssetCheckSeverity.WARN,
-        metadata=drained_check_metadata(shares, totals),
+        metadata=drained_check_metadata(batch_hours, totals),
         description=(
-            f"{refused} messages of this hour are in the dead letters" if refused else "every message passed"
+            f"{rejected} messages of this hour are in the dead letters" if rejected else "every message passed"
         ),
         partition=key,
         blocking=False,
     )
 
 
-def forget_verdicts(instance: DagsterInstance, asset: str, keys: Sequence[str]) -> None:
-    """Make room for new verdicts about hours that were reported before outside of a run.
+def forget_check_results(instance: DagsterInstance, asset: str, keys: Sequence[str]) -> None:
+    """Make room for new results for hours that were reported before outside of a run.
 
     Dagster's table of check executions takes one row per (check, run, partition), and what no run reported
-    counts as one and the same run: the second report of an hour would fail the whole tick. The verdict is about
+    counts as one and the same run: the second report of an hour would fail the whole tick. The result is about
     the whole hour, so that the one that goes says nothing that the next one does not; its event stays in the log.
     """
     storage = instance.event_log_storage

@@ -25,17 +25,17 @@ from dagster import (
 from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION
 
 from analytics_pipeline.errors import PipelineError
-from analytics_pipeline.orchestration.checks import expired_verdict, verdict
+from analytics_pipeline.orchestration.checks import check_result, expired_check_result
 from analytics_pipeline.orchestration.metadata import Metadata, outcome_metadata
 from analytics_pipeline.orchestration.partitions import key_of, range_of_run
 from analytics_pipeline.orchestration.tags import (
-    CLAIM_TAG,
     DOMAINS_TAG,
     INCREMENTAL,
     LIVE_QUEUE,
     MODE_TAG,
     PARENT_RUN_TAG,
     QUEUE_TAG,
+    REQUEST_TAG,
 )
 from analytics_pipeline.records import AssetName, DerivedHours, DomainState, HourOutcome, Mode
 
@@ -54,7 +54,7 @@ ERRORS_SHOWN = 3
 
 def mode_of_run(tags: Mapping[str, str]) -> Mode:
     """Incremental only for the run that the drain sensor asked for. A re-execution inherits its tags: full."""
-    asked_by_sensor = tags.get(MODE_TAG) == INCREMENTAL and bool(tags.get(CLAIM_TAG))
+    asked_by_sensor = tags.get(MODE_TAG) == INCREMENTAL and bool(tags.get(REQUEST_TAG))
     return "incremental" if asked_by_sensor and PARENT_RUN_TAG not in tags else "full"
 
 
@@ -128,7 +128,7 @@ def report_hours(
             yield event
     for hour in done.expired:
         context.log.info(f"{asset} {key_of(hour)}: taken by retention; nothing was computed")
-        yield expired_verdict(asset, hour)
+        yield expired_check_result(asset, hour)
     _raise_if_failed(done, mode, len(hours))
     yield from _outputs(context, asset, reported_by_dagster=reported_by_dagster)
 
@@ -163,7 +163,7 @@ def _report(
         yield MaterializeResult(asset_key=AssetKey(outcome.asset), metadata=metadata)
     else:
         yield AssetMaterialization(AssetKey(outcome.asset), partition=key_of(outcome.hour), metadata=metadata)
-    yield verdict(outcome, held, errors, context.instance)
+    yield check_result(outcome, held, errors, context.instance)
 
 
 def _outputs(
@@ -171,7 +171,7 @@ def _outputs(
 ) -> Iterator[Output[None]]:
     """The outputs that say that the asset is done: its own, which reports nothing more, and its check's."""
     if not reported_by_dagster:
-        # Dagster marks its own observations so: an output without a materialization.
+        # Dagster describes its own observations like this: an output without a materialization.
         metadata = {SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION: True}
         yield Output(None, output_name=asset, metadata=metadata)
     for key in context.selected_asset_check_keys:

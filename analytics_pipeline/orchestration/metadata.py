@@ -11,7 +11,7 @@ from dagster import MetadataValue, TableColumn, TableColumnConstraints, TableSch
 from analytics_pipeline.assets.catalog import BY_NAME
 from analytics_pipeline.records import BatchHour, DomainOutcome, DomainState, GateResult, HourOutcome
 from analytics_pipeline.settings import Settings
-from analytics_pipeline.storage.profile import RawTotals
+from analytics_pipeline.storage.row_counts import RawTotals
 
 Metadata = dict[str, Any]
 
@@ -64,7 +64,7 @@ def check_metadata(
     """What the gate said about one partition: counts, what failed where, and a table by domain."""
     failing = [failure for domain in outcome.domains for failure in _failing(domain.gate)]
     metadata: Metadata = {
-        "rows_judged": sum(domain.gate.rows for domain in outcome.domains),
+        "rows_checked": sum(domain.gate.rows for domain in outcome.domains),
         "rows_failed": sum(len(domain.gate.reasons) for domain in outcome.domains),
     }
     if failing:
@@ -110,30 +110,30 @@ def _failing(gate: GateResult) -> Sequence[Metadata]:
     ]
 
 
-def drained_metadata(shares: Sequence[BatchHour], batches: Sequence[int], totals: RawTotals) -> Metadata:
+def drained_metadata(batch_hours: Sequence[BatchHour], batches: Sequence[int], totals: RawTotals) -> Metadata:
     """What the drain added to one partition, over the batches that are reported together."""
     return {
         "dagster/row_count": totals.rows,
-        "rows_written": sum(share.raw_rows for share in shares),
-        "late_rows": sum(share.late_rows for share in shares),
-        "dead_letters": sum(share.dead_letters for share in shares),
+        "rows_written": sum(one.raw_rows for one in batch_hours),
+        "late_rows": sum(one.late_rows for one in batch_hours),
+        "dead_letters": sum(one.dead_letters for one in batch_hours),
         "batches": f"{batches[0]}-{batches[-1]}" if len(batches) > 1 else str(batches[0]),
         "mode": "drain",
     }
 
 
-def drained_check_metadata(shares: Sequence[BatchHour], totals: RawTotals) -> Metadata:
+def drained_check_metadata(batch_hours: Sequence[BatchHour], totals: RawTotals) -> Metadata:
     """What the drain refused in one partition: over the whole hour, and why in the batches reported."""
     metadata: Metadata = {
-        "rows_judged": totals.rows + totals.dead_letters,
+        "rows_checked": totals.rows + totals.dead_letters,
         "rows_failed": totals.dead_letters,
     }
     reasons: dict[str, int] = {}
-    for share in shares:
-        for reason, count in share.reasons.items():
+    for one in batch_hours:
+        for reason, count in one.reasons.items():
             reasons[reason] = reasons.get(reason, 0) + count
     if reasons:
-        samples = [sample for share in shares for sample in share.samples][:SAMPLES_SHOWN]
+        samples = [sample for one in batch_hours for sample in one.samples][:SAMPLES_SHOWN]
         metadata["failing_expectations"] = MetadataValue.json(reasons)
         metadata["sample_positions"] = MetadataValue.json(samples)
     return metadata

@@ -16,7 +16,7 @@ from dagster import (
     DagsterInstance,
 )
 
-from analytics_pipeline.orchestration.checks import forget_verdicts, verdict
+from analytics_pipeline.orchestration.checks import check_result, forget_check_results
 from analytics_pipeline.orchestration.hourly import is_materialized
 from analytics_pipeline.orchestration.metadata import outcome_metadata
 from analytics_pipeline.orchestration.partitions import key_of
@@ -97,8 +97,8 @@ def _report(instance: DagsterInstance, conn: Connection, hour: Hour, its: Sequen
         instance.report_runless_asset_event(
             AssetMaterialization(AssetKey(hour[0]), partition=key_of(hour[1]), metadata=metadata)
         )
-    forget_verdicts(instance, hour[0], [key_of(hour[1])])
-    instance.report_runless_asset_event(verdict(outcome, held, {}, instance))
+    forget_check_results(instance, hour[0], [key_of(hour[1])])
+    instance.report_runless_asset_event(check_result(outcome, held, {}, instance))
     return True
 
 

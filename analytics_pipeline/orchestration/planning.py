@@ -1,4 +1,4 @@
-"""Which runs to ask for, from what is pending, claimed and under way. Pure: the time arrives as an argument.
+"""Which runs to ask for, from what is pending, requested and under way. Pure: the time arrives as an argument.
 
 Live hours run together on the queue ``live``; older ones as ranges on ``backfill``. An hour that failed is asked
 for again alone, after growing pauses, so that it takes no neighbour down with it.
@@ -14,7 +14,7 @@ from enum import Enum
 from analytics_pipeline.orchestration.partitions import HourRange, contiguous, last_partition_hour
 from analytics_pipeline.orchestration.tags import BACKFILL_QUEUE, LIVE_QUEUE
 from analytics_pipeline.records import DERIVED, HOUR, DerivedName, PendingHour, hour_of
-from analytics_pipeline.storage.claims import HourClaim
+from analytics_pipeline.storage.run_requests import HourRequest
 
 #: A run appears within a second of its request; the daemon that would have made it died, or forgot.
 LOST_AFTER = timedelta(seconds=30)
@@ -27,11 +27,11 @@ MAX_RANGES_UNDER_WAY = 4
 MAX_REQUESTS_PER_TICK = 6
 
 LOST = "the run was asked for and never appeared"
-LEFT_MARKS = "the run succeeded and left its pending work"
+LEFT_PENDING_WORK = "the run succeeded and left its pending work"
 
 
 class RunState(Enum):
-    """What became of the run of a claim."""
+    """What became of a requested run."""
 
     UNDER_WAY = "under way"
     SUCCEEDED = "succeeded"
@@ -41,8 +41,8 @@ class RunState(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class ClaimedRun:
-    """The run of a claim."""
+class RequestedRun:
+    """A run that was requested before."""
 
     state: RunState
     ended_at: datetime | None = None
@@ -54,7 +54,7 @@ class Situation:
     """All that a plan rests on.
 
     Attributes:
-        runs: the runs of the claims, by claim.
+        runs: the requested runs, by request id.
         busy: hours of unfinished runs that must not be asked for now.
         ranges_under_way: unfinished runs of the sensor on the queue ``backfill``.
         live_waiting: whether a live run waits to begin.
@@ -65,8 +65,8 @@ class Situation:
     now: datetime
     first_hour: datetime
     pending: Sequence[PendingHour]
-    claims: Mapping[datetime, HourClaim]
-    runs: Mapping[str, ClaimedRun]
+    hour_requests: Mapping[datetime, HourRequest]
+    runs: Mapping[str, RequestedRun]
     busy: frozenset[datetime]
     ranges_under_way: int = 0
     live_waiting: bool = False
@@ -80,7 +80,7 @@ class Request:
 
     hours: HourRange
     assets: tuple[DerivedName, ...]
-    claim: str
+    request_id: str
     attempt: int
     queue: str
 
@@ -90,10 +90,10 @@ class Plan:
     """What to ask for, what to write down, and why the rest waits."""
 
     requests: list[Request] = field(default_factory=list)
-    claims: list[HourClaim] = field(default_factory=list)
+    hour_requests: list[HourRequest] = field(default_factory=list)
     settled: list[datetime] = field(default_factory=list)
     busy: int = 0
-    waiting: list[HourClaim] = field(default_factory=list)
+    waiting: list[HourRequest] = field(default_factory=list)
     beyond_cap: int = 0
     outside: list[datetime] = field(default_factory=list)
 
@@ -111,24 +111,24 @@ def pause_after(attempt: int) -> timedelta:
     return min(FIRST_PAUSE * doubled, LONGEST_PAUSE)
 
 
-def make_plan(situation: Situation, new_claim: Callable[[], str]) -> Plan:
-    """The plan of one tick. ``new_claim`` gives a word never used before."""
+def make_plan(situation: Situation, new_request_id: Callable[[], str]) -> Plan:
+    """The plan of one tick. ``new_request_id`` gives an id never used before."""
     plan = Plan()
-    ready = [one for hour in situation.pending if (one := _judge(hour, situation, plan)) is not None]
+    ready = [one for hour in situation.pending if (one := _evaluate(hour, situation, plan)) is not None]
     live_from = hour_of(situation.now) - HOUR
-    _ask_for_live(plan, situation, [one for one in ready if one.pending.hour >= live_from], new_claim)
-    _ask_for_older(plan, situation, [one for one in ready if one.pending.hour < live_from], new_claim)
+    _ask_for_live(plan, situation, [one for one in ready if one.pending.hour >= live_from], new_request_id)
+    _ask_for_older(plan, situation, [one for one in ready if one.pending.hour < live_from], new_request_id)
     still_pending = {hour.hour for hour in situation.pending}
     plan.settled = [
         hour
-        for hour, claim in situation.claims.items()
-        if hour not in still_pending and _state(situation, claim) is not RunState.UNDER_WAY
+        for hour, request in situation.hour_requests.items()
+        if hour not in still_pending and _state(situation, request) is not RunState.UNDER_WAY
     ]
     return plan
 
 
 def _ask_for_live(
-    plan: Plan, situation: Situation, ready: Sequence[_Ready], new_claim: Callable[[], str]
+    plan: Plan, situation: Situation, ready: Sequence[_Ready], new_request_id: Callable[[], str]
 ) -> None:
     """One run for all live hours that have something to do; or, where live data came just now and runs linger, for
     the current one, so that somebody is there when more comes."""
@@ -139,68 +139,69 @@ def _ask_for_live(
     if not hours and situation.linger and situation.drained_live:
         hours = [hour_of(situation.now)]
     if hours:
-        _ask(plan, situation.now, HourRange(min(hours), max(hours)), ready, LIVE_QUEUE, new_claim(), assets=DERIVED)
+        live = HourRange(min(hours), max(hours))
+        _ask(plan, situation.now, live, ready, LIVE_QUEUE, new_request_id(), assets=DERIVED)
 
 
-def _state(situation: Situation, claim: HourClaim) -> RunState | None:
-    run = situation.runs.get(claim.claim)
+def _state(situation: Situation, request: HourRequest) -> RunState | None:
+    run = situation.runs.get(request.request_id)
     return run.state if run else None
 
 
-def _judge(hour: PendingHour, situation: Situation, plan: Plan) -> _Ready | None:
+def _evaluate(hour: PendingHour, situation: Situation, plan: Plan) -> _Ready | None:
     """Whether an hour may be asked for now; else the plan says why not."""
     if not situation.first_hour <= hour.hour <= last_partition_hour(situation.now):
         plan.outside.append(hour.hour)
         return None
-    claim = situation.claims.get(hour.hour)
-    run = situation.runs.get(claim.claim) if claim else None
-    appearing = claim is not None and run is None and situation.now < claim.requested_at + LOST_AFTER
+    request = situation.hour_requests.get(hour.hour)
+    run = situation.runs.get(request.request_id) if request else None
+    appearing = request is not None and run is None and situation.now < request.requested_at + LOST_AFTER
     lingering = situation.linger and hour.hour >= hour_of(situation.now) - HOUR and not appearing
     # A live run that lingers makes room for its successor.
     under_way = not lingering and (hour.hour in situation.busy or bool(run and run.state is RunState.UNDER_WAY))
     if appearing or under_way:
         plan.busy += 1
         return None
-    return _ready(hour, claim, run, situation, plan, lingering=lingering)
+    return _ready(hour, request, run, situation, plan, lingering=lingering)
 
 
 def _ready(
     hour: PendingHour,
-    claim: HourClaim | None,
-    run: ClaimedRun | None,
+    request: HourRequest | None,
+    run: RequestedRun | None,
     situation: Situation,
     plan: Plan,
     *,
     lingering: bool,
 ) -> _Ready | None:
     """An hour of which no run is awaited: at once, or after the pause that its last failure asks for."""
-    if claim is None or (run and lingering and run.state in (RunState.UNDER_WAY, RunState.SUCCEEDED)):
+    if request is None or (run and lingering and run.state in (RunState.UNDER_WAY, RunState.SUCCEEDED)):
         return _Ready(hour, 1, None)
     if run is None:
-        return _Ready(hour, claim.attempt + 1, LOST)  # it waited long enough already
-    if run.state is RunState.SUCCEEDED and hour.newest_mark_at >= claim.requested_at:
+        return _Ready(hour, request.attempt + 1, LOST)  # it waited long enough already
+    if run.state is RunState.SUCCEEDED and hour.newest_pending_at >= request.requested_at:
         return _Ready(hour, 1, None)  # something new arrived meanwhile
-    if run.state is RunState.CANCELED and situation.now >= (run.ended_at or claim.requested_at) + FIRST_PAUSE:
-        return _Ready(hour, claim.attempt, claim.last_error)
-    failure = run if run.state is not RunState.SUCCEEDED else replace(run, error=LEFT_MARKS)
-    return _after_failure(hour, claim, failure, situation.now, plan)
+    if run.state is RunState.CANCELED and situation.now >= (run.ended_at or request.requested_at) + FIRST_PAUSE:
+        return _Ready(hour, request.attempt, request.last_error)
+    failure = run if run.state is not RunState.SUCCEEDED else replace(run, error=LEFT_PENDING_WORK)
+    return _after_failure(hour, request, failure, situation.now, plan)
 
 
 def _after_failure(
-    hour: PendingHour, claim: HourClaim, run: ClaimedRun, now: datetime, plan: Plan
+    hour: PendingHour, request: HourRequest, run: RequestedRun, now: datetime, plan: Plan
 ) -> _Ready | None:
-    next_try_at = (run.ended_at or claim.requested_at) + pause_after(claim.attempt)
-    failed = replace(claim, next_try_at=next_try_at, last_error=run.error or "the run failed")
+    next_try_at = (run.ended_at or request.requested_at) + pause_after(request.attempt)
+    failed = replace(request, next_try_at=next_try_at, last_error=run.error or "the run failed")
     if now >= next_try_at:
-        return _Ready(hour, claim.attempt + 1, failed.last_error)
-    if failed != claim:
-        plan.claims.append(failed)
+        return _Ready(hour, request.attempt + 1, failed.last_error)
+    if failed != request:
+        plan.hour_requests.append(failed)
     plan.waiting.append(failed)
     return None
 
 
 def _ask_for_older(
-    plan: Plan, situation: Situation, ready: Sequence[_Ready], new_claim: Callable[[], str]
+    plan: Plan, situation: Situation, ready: Sequence[_Ready], new_request_id: Callable[[], str]
 ) -> None:
     by_hour = {one.pending.hour: one for one in ready}
     alone = [HourRange(hour, hour) for hour, one in by_hour.items() if one.attempt > 1]
@@ -210,7 +211,7 @@ def _ask_for_older(
     # Oldest first: what looks back from a later hour is then computed once.
     ranges = sorted([*alone, *together], key=lambda hours: hours.first)
     for hours in ranges[:room]:
-        _ask(plan, situation.now, hours, [by_hour[hour] for hour in hours], BACKFILL_QUEUE, new_claim())
+        _ask(plan, situation.now, hours, [by_hour[hour] for hour in hours], BACKFILL_QUEUE, new_request_id())
     plan.beyond_cap = sum(len(hours) for hours in ranges[room:])
 
 
@@ -220,13 +221,13 @@ def _ask(
     hours: HourRange,
     ready: Sequence[_Ready],
     queue: str,
-    claim: str,
+    request_id: str,
     assets: tuple[DerivedName, ...] | None = None,
 ) -> None:
     if assets is None:
         assets = DERIVED[min(DERIVED.index(one.pending.assets[0]) for one in ready) :]
     attempt = max((one.attempt for one in ready), default=1)
-    plan.requests.append(Request(hours, assets, claim, attempt, queue))
-    plan.claims += [
-        HourClaim(one.pending.hour, claim, one.attempt, now, now + LOST_AFTER, one.error) for one in ready
+    plan.requests.append(Request(hours, assets, request_id, attempt, queue))
+    plan.hour_requests += [
+        HourRequest(one.pending.hour, request_id, one.attempt, now, now + LOST_AFTER, one.error) for one in ready
     ]

@@ -1,6 +1,6 @@
 """Keeps Dagster's own storage small: what the live path leaves behind, some 17,000 runs a day, goes after a while.
 
-Kept, because pages are made from it: the latest materialization of every partition, the latest verdict of every
+Kept, because pages are made from it: the latest materialization of every partition, the latest check result of every
 check and partition for each outcome, every run that a person, a backfill or a schedule started, and of the
 sensor's runs those that hold one of these, or a failure that nothing has made good since. In SQL on Dagster's
 tables, since deleting a run the ordinary way deletes its partitions' status with it. PostgreSQL only.
@@ -34,12 +34,12 @@ CREATE TEMP TABLE latest_materialization ON COMMIT PRESERVE ROWS AS
     WHERE dagster_event_type = 'ASSET_MATERIALIZATION' AND asset_key IS NOT NULL GROUP BY asset_key, partition;
 CREATE UNIQUE INDEX ON latest_materialization (id);
 CREATE INDEX ON latest_materialization (asset_key, partition);
-CREATE TEMP TABLE latest_verdict ON COMMIT PRESERVE ROWS AS
+CREATE TEMP TABLE latest_check_result ON COMMIT PRESERVE ROWS AS
     SELECT max(id) AS id, max(evaluation_event_storage_id) AS event_id FROM asset_check_executions
     GROUP BY asset_key, check_name, partition, execution_status;
-CREATE UNIQUE INDEX ON latest_verdict (id);
-CREATE INDEX ON latest_verdict (event_id);
-ANALYZE latest_materialization, latest_verdict;
+CREATE UNIQUE INDEX ON latest_check_result (id);
+CREATE INDEX ON latest_check_result (event_id);
+ANALYZE latest_materialization, latest_check_result;
 """
 
 #: Finished runs of the sensor that ended before the cutoff. ``drop``: nothing of the run is worth keeping.
@@ -71,12 +71,12 @@ _PER_BATCH = {
         DELETE FROM event_logs e USING old_run o
         WHERE e.run_id = o.run_id AND o.run_id = ANY(:runs) AND (o.drop OR (
             NOT EXISTS (SELECT FROM latest_materialization l WHERE l.id = e.id)
-            AND NOT EXISTS (SELECT FROM latest_verdict v WHERE v.event_id = e.id)
+            AND NOT EXISTS (SELECT FROM latest_check_result v WHERE v.event_id = e.id)
             AND NOT (coalesce(e.dagster_event_type, '') = ANY(:kept_types))))
         """,
     "asset_check_executions": """
         DELETE FROM asset_check_executions c WHERE c.run_id = ANY(:runs)
-            AND (c.execution_status = 'PLANNED' OR NOT EXISTS (SELECT FROM latest_verdict v WHERE v.id = c.id))
+            AND (c.execution_status = 'PLANNED' OR NOT EXISTS (SELECT FROM latest_check_result v WHERE v.id = c.id))
         """,
     "run_tags": """
         DELETE FROM run_tags t USING old_run o WHERE t.run_id = o.run_id AND o.drop AND o.run_id = ANY(:runs)
@@ -84,7 +84,7 @@ _PER_BATCH = {
     "runs": "DELETE FROM runs r USING old_run o WHERE r.run_id = o.run_id AND o.drop AND o.run_id = ANY(:runs)",
 }
 
-#: What no run reported: the drain's materializations and verdicts that newer ones replaced; what is left of runs
+#: What no run reported: the drain's materializations and check results that newer ones replaced; what is left of runs
 #: that a person deleted while they worked; and old ticks.
 _AT_THE_END = {
     "event_logs": """
@@ -95,7 +95,7 @@ _AT_THE_END = {
                 ELSE NOT EXISTS (SELECT FROM runs r WHERE r.run_id = e.run_id)
             END
             AND NOT EXISTS (SELECT FROM latest_materialization l WHERE l.id = e.id)
-            AND NOT EXISTS (SELECT FROM latest_verdict v WHERE v.event_id = e.id)
+            AND NOT EXISTS (SELECT FROM latest_check_result v WHERE v.event_id = e.id)
         """,
     "job_ticks": "DELETE FROM job_ticks WHERE timestamp < to_timestamp(:cutoff) AT TIME ZONE 'UTC'",
 }
@@ -130,7 +130,7 @@ def prune(instance: DagsterInstance, before: datetime, *, return_space: bool = F
         try:
             _delete(conn, before.astimezone(UTC).timestamp(), pruned.deleted)
         finally:
-            conn.execute(text("DROP TABLE IF EXISTS latest_materialization, latest_verdict, old_run"))
+            conn.execute(text("DROP TABLE IF EXISTS latest_materialization, latest_check_result, old_run"))
         full = "FULL, " if return_space else ""
         for table in TABLES:
             conn.execute(text(f"VACUUM ({full}ANALYZE) {table}"))

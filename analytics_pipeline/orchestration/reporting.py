@@ -1,4 +1,4 @@
-"""Reports the drain's batches to Dagster: per hour one materialization of raw_events and one verdict. No IO.
+"""Reports the drain's batches to Dagster: per hour one materialization of raw_events and one check result. No IO.
 
 The cursor says what was reported. Batches are reported together, hour by hour; when they touch more hours than
 one tick takes, the cursor also says how far into their hours the last tick came, so that nothing is left out.
@@ -12,11 +12,11 @@ from datetime import datetime
 
 from dagster import AssetCheckEvaluation, AssetKey, AssetMaterialization
 
-from analytics_pipeline.orchestration.checks import drained_verdict
+from analytics_pipeline.orchestration.checks import drained_check_result
 from analytics_pipeline.orchestration.metadata import drained_metadata
 from analytics_pipeline.orchestration.partitions import hour_of_key, key_of
 from analytics_pipeline.records import RAW_EVENTS, BatchHour, BatchReport
-from analytics_pipeline.storage.profile import RawTotals
+from analytics_pipeline.storage.row_counts import RawTotals
 
 #: Two events an hour, about 10 ms each to store: a tick with a year of history in it still leaves time for runs.
 MAX_HOURS_PER_TICK = 60
@@ -50,9 +50,9 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What one tick reports: each hour's shares with their batch, and the cursor that goes with it."""
+    """What one tick reports: what each batch added to each hour, and the cursor that goes with it."""
 
-    shares: dict[datetime, list[tuple[int, BatchHour]]]
+    batch_hours: dict[datetime, list[tuple[int, BatchHour]]]
     cursor: Cursor
     hours_left: int
 
@@ -64,18 +64,18 @@ def select(cursor: Cursor, batches: Sequence[BatchReport], first_hour: datetime,
         batches = [batch for batch in batches if batch.batch_id <= cursor.until]
     if not batches:
         return Selection({}, Cursor(cursor.batch_id), 0)
-    shares: dict[datetime, list[tuple[int, BatchHour]]] = {}
+    batch_hours: dict[datetime, list[tuple[int, BatchHour]]] = {}
     for batch in batches:
-        for share in batch.hours:
-            if first_hour <= share.hour <= last_hour and (cursor.hour is None or share.hour > cursor.hour):
-                shares.setdefault(share.hour, []).append((batch.batch_id, share))
-    hours = sorted(shares)
+        for one in batch.hours:
+            if first_hour <= one.hour <= last_hour and (cursor.hour is None or one.hour > cursor.hour):
+                batch_hours.setdefault(one.hour, []).append((batch.batch_id, one))
+    hours = sorted(batch_hours)
     newest = batches[-1].batch_id
     if len(hours) <= MAX_HOURS_PER_TICK:
-        return Selection({hour: shares[hour] for hour in hours}, Cursor(newest), 0)
+        return Selection({hour: batch_hours[hour] for hour in hours}, Cursor(newest), 0)
     chosen = hours[:MAX_HOURS_PER_TICK]
     return Selection(
-        {hour: shares[hour] for hour in chosen},
+        {hour: batch_hours[hour] for hour in chosen},
         Cursor(cursor.batch_id, newest, chosen[-1]),
         len(hours) - len(chosen),
     )
@@ -84,13 +84,13 @@ def select(cursor: Cursor, batches: Sequence[BatchReport], first_hour: datetime,
 def events(
     selection: Selection, totals: Mapping[datetime, RawTotals]
 ) -> list[AssetMaterialization | AssetCheckEvaluation]:
-    """A materialization and a verdict for each hour. ``totals``: what each hour holds in all."""
+    """A materialization and a check result for each hour. ``totals``: what each hour holds in all."""
     made: list[AssetMaterialization | AssetCheckEvaluation] = []
-    for hour, owned in selection.shares.items():
+    for hour, owned in selection.batch_hours.items():
         batch_ids = sorted({batch_id for batch_id, _ in owned})
-        shares = [share for _, share in owned]
+        of_hour = [one for _, one in owned]
         total = totals.get(hour, RawTotals())
-        metadata = drained_metadata(shares, batch_ids, total)
+        metadata = drained_metadata(of_hour, batch_ids, total)
         made.append(AssetMaterialization(AssetKey(RAW_EVENTS), partition=key_of(hour), metadata=metadata))
-        made.append(drained_verdict(key_of(hour), shares, total))
+        made.append(drained_check_result(key_of(hour), of_hour, total))
     return made

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from analytics_pipeline.assets.derive import Deriver
+    from analytics_pipeline.assets.raw_events.drain import Drain
+    from analytics_pipeline.assets.raw_events.drain_loop import DrainLoop
     from analytics_pipeline.domains import Registry
-    from analytics_pipeline.flow.drain import Drain
-    from analytics_pipeline.flow.drain_loop import DrainLoop
 
 #: Held for as long as a tick drains. A tick that Dagster gave up waiting for goes on in its thread: the next
 #: one must not share its consumer.
@@ -101,7 +101,7 @@ class Pipeline:
 
     def rebuild_raw_hours(self, hours: Sequence[datetime], run_id: str) -> DerivedHours:
         """Hours of raw events, read again from Kafka, each committed by itself; one that fails stops no other."""
-        from analytics_pipeline.flow.rebuild_raw import rebuild_raw
+        from analytics_pipeline.assets.raw_events.rebuild import rebuild_raw
 
         done = DerivedHours()
         for hour in hours:
@@ -130,7 +130,7 @@ class Pipeline:
 
     def drain_loop(self, drain_once: Callable[[datetime], DrainOutcome]) -> DrainLoop:
         """The thread of this process that drains between ticks."""
-        from analytics_pipeline.flow.drain_loop import DrainLoop
+        from analytics_pipeline.assets.raw_events.drain_loop import DrainLoop
 
         pid = os.getpid()
         if pid not in self._loops:
@@ -142,7 +142,7 @@ class Pipeline:
         return self._drain().look()
 
     def _drain(self) -> Drain:
-        from analytics_pipeline.flow.drain import Drain
+        from analytics_pipeline.assets.raw_events.drain import Drain
 
         pid = os.getpid()
         if pid not in self._drains:

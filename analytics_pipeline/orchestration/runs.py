@@ -9,17 +9,17 @@ from datetime import UTC, datetime
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus, RunRecord, RunsFilter
 
 from analytics_pipeline.orchestration.partitions import HourRange, key_of, last_partition_hour, range_of_run
-from analytics_pipeline.orchestration.planning import ClaimedRun, RunState
+from analytics_pipeline.orchestration.planning import RequestedRun, RunState
 from analytics_pipeline.orchestration.tags import (
     BACKFILL_QUEUE,
     BACKFILL_TAG,
-    CLAIM_TAG,
     LIVE_QUEUE,
     PARENT_RUN_TAG,
     PARTITION_TAG,
     QUEUE_TAG,
     RANGE_END_TAG,
     RANGE_START_TAG,
+    REQUEST_TAG,
 )
 
 UNFINISHED = (
@@ -40,7 +40,7 @@ class UnfinishedRun:
     status: DagsterRunStatus
     hours: HourRange | None
     #: Of the sensor's own request; None for a person's run, a backfill's and a re-execution.
-    claim: str | None
+    request_id: str | None
     queue: str
     created_at: datetime
     backfill: str | None = None
@@ -57,7 +57,7 @@ def _view(record: RunRecord) -> UnfinishedRun:
         run_id=record.dagster_run.run_id,
         status=record.dagster_run.status,
         hours=range_of_run(tags),
-        claim=None if PARENT_RUN_TAG in tags else tags.get(CLAIM_TAG),
+        request_id=None if PARENT_RUN_TAG in tags else tags.get(REQUEST_TAG),
         queue=tags.get(QUEUE_TAG, BACKFILL_QUEUE),
         created_at=record.create_timestamp.astimezone(UTC),
         backfill=tags.get(BACKFILL_TAG),
@@ -93,7 +93,7 @@ def busy_hours(runs: Iterable[UnfinishedRun], live_from: datetime) -> frozenset[
     for run in runs:
         if run.hours is None:
             continue
-        soon = run.claim is not None or (len(run.hours) == 1 and run.status is DagsterRunStatus.STARTED)
+        soon = run.request_id is not None or (len(run.hours) == 1 and run.status is DagsterRunStatus.STARTED)
         busy.update(hour for hour in run.hours if soon or hour < live_from)
     return frozenset(busy)
 
@@ -101,35 +101,35 @@ def busy_hours(runs: Iterable[UnfinishedRun], live_from: datetime) -> frozenset[
 def live_waiting(runs: Iterable[UnfinishedRun]) -> bool:
     """Whether a live run of the sensor has not begun yet."""
     begun = (DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING)
-    return any(run.claim is not None and run.queue == LIVE_QUEUE and run.status not in begun for run in runs)
+    return any(run.request_id is not None and run.queue == LIVE_QUEUE and run.status not in begun for run in runs)
 
 
 def ranges_under_way(runs: Iterable[UnfinishedRun]) -> int:
     """Unfinished runs of the sensor on the backfill queue."""
-    return sum(run.claim is not None and run.queue == BACKFILL_QUEUE for run in runs)
+    return sum(run.request_id is not None and run.queue == BACKFILL_QUEUE for run in runs)
 
 
-def claimed_runs(
-    instance: DagsterInstance, unfinished: Sequence[UnfinishedRun], claims: Iterable[str]
-) -> dict[str, ClaimedRun]:
-    """What became of the run of each claim. A claim whose run does not exist is left out."""
-    found = {run.claim: ClaimedRun(RunState.UNDER_WAY) for run in unfinished if run.claim}
-    ended = sorted(set(claims) - found.keys())
+def requested_runs(
+    instance: DagsterInstance, unfinished: Sequence[UnfinishedRun], request_ids: Iterable[str]
+) -> dict[str, RequestedRun]:
+    """What became of the run of each request. A request whose run does not exist is left out."""
+    found = {run.request_id: RequestedRun(RunState.UNDER_WAY) for run in unfinished if run.request_id}
+    ended = sorted(set(request_ids) - found.keys())
     if ended:
-        for record in instance.get_run_records(RunsFilter(tags={CLAIM_TAG: ended})):
+        for record in instance.get_run_records(RunsFilter(tags={REQUEST_TAG: ended})):
             run = record.dagster_run
             if PARENT_RUN_TAG not in run.tags:
-                found[run.tags[CLAIM_TAG]] = _ended(record)
+                found[run.tags[REQUEST_TAG]] = _ended(record)
     return found
 
 
-def _ended(record: RunRecord) -> ClaimedRun:
+def _ended(record: RunRecord) -> RequestedRun:
     run = record.dagster_run
     ended_at = datetime.fromtimestamp(record.end_time, UTC) if record.end_time else None
     if not run.is_finished:
-        return ClaimedRun(RunState.UNDER_WAY)
+        return RequestedRun(RunState.UNDER_WAY)
     if run.status is DagsterRunStatus.SUCCESS:
-        return ClaimedRun(RunState.SUCCEEDED, ended_at)
+        return RequestedRun(RunState.SUCCEEDED, ended_at)
     if run.status is DagsterRunStatus.CANCELED:
-        return ClaimedRun(RunState.CANCELED, ended_at, f"run {run.run_id} was terminated")
-    return ClaimedRun(RunState.FAILED, ended_at, f"run {run.run_id} failed")
+        return RequestedRun(RunState.CANCELED, ended_at, f"run {run.run_id} was terminated")
+    return RequestedRun(RunState.FAILED, ended_at, f"run {run.run_id} failed")

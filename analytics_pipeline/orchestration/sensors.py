@@ -23,7 +23,7 @@ from dagster import (
 
 from analytics_pipeline.errors import PipelineError
 from analytics_pipeline.orchestration import fingerprint, lost_runs
-from analytics_pipeline.orchestration.checks import forget_verdicts
+from analytics_pipeline.orchestration.checks import forget_check_results
 from analytics_pipeline.orchestration.outcome_reports import report_unreported
 from analytics_pipeline.orchestration.partitions import key_of, last_partition_hour
 from analytics_pipeline.orchestration.planning import Plan, Request, Situation, make_plan
@@ -32,28 +32,28 @@ from analytics_pipeline.orchestration.resources import DRAIN_LOCK, Pipeline
 from analytics_pipeline.orchestration.runs import (
     UnfinishedRun,
     busy_hours,
-    claimed_runs,
     live_waiting,
     ranges_under_way,
+    requested_runs,
     unfinished_runs,
 )
 from analytics_pipeline.orchestration.tags import (
-    CLAIM_TAG,
     CODE_TAG,
     INCREMENTAL,
     LIVE_QUEUE,
     LONGEST_TIME_TAG,
     MODE_TAG,
     QUEUE_TAG,
+    REQUEST_TAG,
 )
 from analytics_pipeline.records import DERIVED, HOUR, RAW_EVENTS, DrainOutcome, hour_of
 from analytics_pipeline.settings import Settings
 from analytics_pipeline.storage.batches import batches_after
-from analytics_pipeline.storage.claims import delete_claims, read_claims, write_claims
 from analytics_pipeline.storage.engine import Connection
 from analytics_pipeline.storage.live_signal import live_data_came, notify
 from analytics_pipeline.storage.pending_work import actionable_hours, live_items
-from analytics_pipeline.storage.profile import raw_totals
+from analytics_pipeline.storage.row_counts import raw_totals
+from analytics_pipeline.storage.run_requests import delete_requests, read_requests, write_requests
 
 log = structlog.get_logger(__name__)
 
@@ -95,7 +95,7 @@ def _evaluate(context: SensorEvaluationContext) -> SensorResult:
     # Only the daemon says since when the sensor runs; "Test sensor" in the UI does not, and starts no runs.
     tested = context.last_sensor_start_time is None
     linger = not tested and pipeline.settings.linger_s > 0
-    return tick(pipeline, context.instance, context.cursor, datetime.now(UTC), claims=not tested, linger=linger)
+    return tick(pipeline, context.instance, context.cursor, datetime.now(UTC), real=not tested, linger=linger)
 
 
 def tick(
@@ -104,37 +104,37 @@ def tick(
     cursor: str | None,
     now: datetime,
     *,
-    claims: bool = True,
+    real: bool = True,
     linger: bool = False,
 ) -> SensorResult:
     """One evaluation: drain, report, ask.
 
-    ``claims``: whether this tick is real, so that its reports are kept and the runs that it asks for are started.
-    A test in the UI deletes no verdict and ends no run. ``linger``: drain on until the next tick, in a thread.
+    ``real``: whether this tick is real, so that its reports are kept and the runs that it asks for are started.
+    A test in the UI deletes no check result and ends no run. ``linger``: drain on until the next tick, in a thread.
     """
     drained, rows = _drain(pipeline, now, linger=linger)
     unfinished = unfinished_runs(instance)
-    if claims:
+    if real:
         lost_runs.fail_lost(instance, unfinished, now)
         lost_runs.cancel_of_canceled_backfills(instance, unfinished)
     with pipeline.connection() as conn:
         selection = _select(pipeline.settings, conn, cursor, now)
-        totals = raw_totals(conn, list(selection.shares))
-        if claims:
+        totals = raw_totals(conn, list(selection.batch_hours))
+        if real:
             _report_commits(pipeline.settings, instance, conn, unfinished, now)
         drained_live = rows > 0 and live_data_came(
             conn, hour_of(now) - HOUR, now - 2 * timedelta(seconds=pipeline.settings.drain_interval_s)
         )
         plan = _plan(pipeline, instance, conn, unfinished, now, drained_live=drained_live)
-        if claims:
+        if real:
             if any(request.queue == LIVE_QUEUE for request in plan.requests):
                 notify(conn, "superseded")  # the live run that lingers makes room
             conn.commit()
-    if claims:
-        forget_verdicts(instance, RAW_EVENTS, [key_of(hour) for hour in selection.shares])
+    if real:
+        forget_check_results(instance, RAW_EVENTS, [key_of(hour) for hour in selection.batch_hours])
     requests = [_run_request(request) for request in plan.requests]
     words = _words(drained, selection, plan)
-    log.info("tick", words=words, requests=len(requests), hours_reported=len(selection.shares))
+    log.info("tick", words=words, requests=len(requests), hours_reported=len(selection.batch_hours))
     return SensorResult(
         run_requests=requests,
         skip_reason=None if requests else words,
@@ -243,7 +243,7 @@ def _plan(
     drained_live: bool,
 ) -> Plan:
     settings = pipeline.settings
-    claims = read_claims(conn)
+    hour_requests = read_requests(conn)
     situation = Situation(
         now=now,
         first_hour=settings.partitions_start,
@@ -253,8 +253,8 @@ def _plan(
             since=settings.partitions_start,
             code_version=fingerprint.LOADED,
         ),
-        claims=claims,
-        runs=claimed_runs(instance, unfinished, (claim.claim for claim in claims.values())),
+        hour_requests=hour_requests,
+        runs=requested_runs(instance, unfinished, (one.request_id for one in hour_requests.values())),
         busy=busy_hours(unfinished, hour_of(now) - HOUR),
         ranges_under_way=ranges_under_way(unfinished),
         live_waiting=live_waiting(unfinished),
@@ -262,23 +262,23 @@ def _plan(
         drained_live=drained_live,
     )
     plan = make_plan(situation, lambda: uuid.uuid4().hex[:16])
-    for failed in plan.claims:
-        if failed.last_error and claims.get(failed.hour) != failed:
+    for failed in plan.hour_requests:
+        if failed.last_error and hour_requests.get(failed.hour) != failed:
             log.warning("hour failed", hour=key_of(failed.hour), attempt=failed.attempt, error=failed.last_error)
-    delete_claims(conn, plan.settled)
-    write_claims(conn, plan.claims)
+    delete_requests(conn, plan.settled)
+    write_requests(conn, plan.hour_requests)
     return plan
 
 
 def _run_request(request: Request) -> RunRequest:
     return RunRequest(
-        run_key=f"{request.claim}:{request.attempt}",
+        run_key=f"{request.request_id}:{request.attempt}",
         asset_selection=[AssetKey(asset) for asset in request.assets],
         tags={
             **request.hours.tags,
             QUEUE_TAG: request.queue,
             MODE_TAG: INCREMENTAL,
-            CLAIM_TAG: request.claim,
+            REQUEST_TAG: request.request_id,
             CODE_TAG: fingerprint.LOADED,
             **({LONGEST_TIME_TAG: str(LIVE_RUN_LONGEST_S)} if request.queue == LIVE_QUEUE else {}),
         },
@@ -290,7 +290,7 @@ def _words(drained: str, selection: Selection, plan: Plan) -> str:
     if plan.busy:
         parts.append(f"{plan.busy} hours are being computed")
     if plan.waiting:
-        soonest = min(claim.next_try_at for claim in plan.waiting)
+        soonest = min(one.next_try_at for one in plan.waiting)
         parts.append(f"{len(plan.waiting)} failed hours wait for a retry, the next at {soonest:%H:%M:%S}")
     if plan.beyond_cap:
         parts.append(f"{plan.beyond_cap} older hours wait for their turn")

@@ -6,8 +6,8 @@ from typing import Final
 
 #: ``incremental``: the run computes pending work. Anything else, or none: the whole hour is replaced.
 MODE_TAG: Final = "analytics_pipeline/mode"
-#: Which request of the drain sensor a run is; an hour's claim in the database carries the same word.
-CLAIM_TAG: Final = "analytics_pipeline/claim"
+#: Which request of the drain sensor a run is; an hour's run request in the database has the same id.
+REQUEST_TAG: Final = "analytics_pipeline/run_request"
 #: Fingerprint of the sources that the code location had loaded when it asked for the run.
 CODE_TAG: Final = "analytics_pipeline/code"
 

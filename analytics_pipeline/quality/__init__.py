@@ -1,1 +1,1 @@
-"""Great Expectations as a gate before every write: frame in, verdict out. No SQL, Kafka or Dagster."""
+"""Great Expectations as a gate before every write: frame in, result out. No SQL, Kafka or Dagster."""

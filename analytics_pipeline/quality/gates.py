@@ -1,4 +1,4 @@
-"""Runs Great Expectations over a frame before it is written: frame in, verdict out.
+"""Runs Great Expectations over a frame before it is written: frame in, result out.
 
 What is expected is not said here but in ``suites.py`` and by the domains. No SQL, Kafka, Dagster or clock.
 
@@ -38,7 +38,7 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 class GateError(PipelineError):
-    """A gate that could not judge. Never the same as a row that fails."""
+    """A gate that could not be evaluated. Never the same as a row that fails."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class GateSuite:
     Attributes:
         expectations: in the order in which a row's first reason is chosen.
         measures: from the asset's frame, the columns that the expectations look at, one row for one. Numbers
-            derived here with polars are cheaper to judge than texts. Expectations skip what is null, so what
+            derived here with polars are cheaper to validate than texts. Expectations skip what is null, so what
             must be there is measured as infinite where it is missing: see `required`.
     """
 
@@ -72,12 +72,12 @@ def quarantines(domain: Domain, rows_seen: int, rows_failed: int) -> bool:
 
 
 def required(*columns: str) -> list[pl.Expr]:
-    """These number columns, infinite where there is none, so that a range refuses what is missing or NaN."""
+    """These number columns, infinite where there is none, so that a range rejects what is missing or NaN."""
     return [pl.col(name).cast(pl.Float64).fill_null(np.inf).fill_nan(np.inf) for name in columns]
 
 
 def run_gate(suite: GateSuite, frame: pl.DataFrame) -> GateResult:
-    """Judge every row of the frame. Row numbers in the result are those of the frame.
+    """Validate every row of the frame. Row numbers in the result are those of the frame.
 
     Raises:
         GateError: an expectation could not be evaluated, names a column that there is not, or is not about
@@ -87,11 +87,11 @@ def run_gate(suite: GateSuite, frame: pl.DataFrame) -> GateResult:
         return GateResult(suite.asset, suite.domain, frame.height, {}, _all_passed(suite))
     failed: dict[int, list[int]] = {}
     for start in range(0, frame.height, SLICE_ROWS):
-        judged = _to_pandas(suite, frame.slice(start, SLICE_ROWS))
+        checked = _to_pandas(suite, frame.slice(start, SLICE_ROWS))
         with _ONE_AT_A_TIME:
-            for position, rows in _judge(suite, judged).items():
+            for position, rows in _failing_rows(suite, checked).items():
                 failed.setdefault(position, []).extend(start + row for row in rows)
-    return _verdict(suite, frame.height, failed)
+    return _gate_result(suite, frame.height, failed)
 
 
 def warm_up() -> None:
@@ -103,7 +103,7 @@ def _all_passed(suite: GateSuite) -> tuple[ExpectationOutcome, ...]:
     return tuple(ExpectationOutcome(e.expectation, e.column, e.reason, 0) for e in suite.expectations)
 
 
-def _verdict(suite: GateSuite, rows: int, failed: dict[int, list[int]]) -> GateResult:
+def _gate_result(suite: GateSuite, rows: int, failed: dict[int, list[int]]) -> GateResult:
     reasons: dict[int, str] = {}
     outcomes = []
     for position, expect in enumerate(suite.expectations):
@@ -139,27 +139,27 @@ def _to_numpy(column: pl.Series) -> Any:
     return column.to_numpy()
 
 
-def _judge(suite: GateSuite, judged: Any) -> dict[int, list[int]]:
+def _failing_rows(suite: GateSuite, checked: Any) -> dict[int, list[int]]:
     """Failing rows by the position of the expectation, for expectations that fail."""
-    ranges = _put_together(suite, judged)
-    batch = _batch_definition().get_batch({"dataframe": judged})
+    ranges = _put_together(suite, checked)
+    batch = _batch_definition().get_batch({"dataframe": checked})
     others = tuple(position for position in range(len(suite.expectations)) if position not in ranges)
-    verdicts = _validate(suite, batch, ((TOGETHER, *others) if ranges else others), "BOOLEAN_ONLY")
-    suspects = {position for position in others if not verdicts[position].success}
-    if ranges and not verdicts[TOGETHER].success:
+    results = _validate(suite, batch, ((TOGETHER, *others) if ranges else others), "BOOLEAN_ONLY")
+    suspects = {position for position in others if not results[position].success}
+    if ranges and not results[TOGETHER].success:
         suspects |= {p for p, one in _validate(suite, batch, ranges, "BOOLEAN_ONLY").items() if not one.success}
     if not suspects:
         return {}
     failed = {}
-    for position, verdict in _validate(suite, batch, sorted(suspects), "COMPLETE").items():
-        rows = verdict.result.get("unexpected_index_list")
+    for position, result in _validate(suite, batch, sorted(suspects), "COMPLETE").items():
+        rows = result.result.get("unexpected_index_list")
         if not rows:
             raise GateError(f"{_name(suite, position)} fails but names no row; gates take expectations about rows")
         failed[position] = [int(row) for row in rows]
     return failed
 
 
-def _put_together(suite: GateSuite, judged: Any) -> tuple[int, ...]:
+def _put_together(suite: GateSuite, checked: Any) -> tuple[int, ...]:
     """Adds the column `OUTSIDE`; returns the positions of the expectations that it stands for, if they are several.
 
     As Great Expectations has it, what is NaN is in every range.
@@ -169,15 +169,15 @@ def _put_together(suite: GateSuite, judged: Any) -> tuple[int, ...]:
         for position, expect in enumerate(suite.expectations)
         if expect.expectation == RANGE
         and dict(expect.arguments).keys() <= RANGE_ARGUMENTS
-        and judged[expect.column].dtype.kind in "if"
+        and checked[expect.column].dtype.kind in "if"
     )
     if len(positions) < 2:
         return ()
-    outside = np.zeros(len(judged), np.int64)
+    outside = np.zeros(len(checked), np.int64)
     for position in positions:
         expect = suite.expectations[position]
-        outside += _is_outside(judged[expect.column].to_numpy(), **dict(expect.arguments))
-    judged[OUTSIDE] = outside
+        outside += _is_outside(checked[expect.column].to_numpy(), **dict(expect.arguments))
+    checked[OUTSIDE] = outside
     return positions
 
 
@@ -194,16 +194,16 @@ def _is_outside(
 
 def _validate(suite: GateSuite, batch: Any, positions: Sequence[int], detail: str) -> dict[int, Any]:
     outcome = batch.validate(_suite_of(suite, tuple(positions)), result_format={"result_format": detail})
-    verdicts: dict[int, Any] = {}
-    for verdict in outcome.results:
-        position = verdict.expectation_config.meta["position"]
-        if trouble := _exception_in(verdict.exception_info):
+    results: dict[int, Any] = {}
+    for result in outcome.results:
+        position = result.expectation_config.meta["position"]
+        if trouble := _exception_in(result.exception_info):
             raise GateError(f"{_name(suite, position)} could not be evaluated: {trouble}")
-        verdicts[position] = verdict
-    if set(verdicts) != set(positions):
-        missing = min(set(positions) - set(verdicts))
+        results[position] = result
+    if set(results) != set(positions):
+        missing = min(set(positions) - set(results))
         raise GateError(f"{_name(suite, missing)} was not evaluated; Great Expectations gave no result for it")
-    return dict(sorted(verdicts.items()))
+    return dict(sorted(results.items()))
 
 
 def _exception_in(info: Any) -> str | None:

@@ -1,1 +1,1 @@
-"""Where messages come from: Kafka. No SQL, Dagster or judgement of payloads."""
+"""Where messages come from: Kafka. No SQL, Dagster or decoding of payloads."""

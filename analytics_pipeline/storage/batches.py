@@ -59,12 +59,12 @@ def _insert_hours(cursor: Any, batch_id: int, hours: Sequence[BatchHour]) -> Non
         )  # fmt: skip
 
 
-def merge_hours(shares: Iterable[BatchHour]) -> list[BatchHour]:
+def merge_hours(batch_hours: Iterable[BatchHour]) -> list[BatchHour]:
     """One entry per (hour, domain), by hour and domain."""
     merged: dict[tuple[datetime, str], BatchHour] = {}
-    for share in shares:
-        key = (share.hour, share.domain)
-        merged[key] = share if key not in merged else _add(merged[key], share)
+    for one in batch_hours:
+        key = (one.hour, one.domain)
+        merged[key] = one if key not in merged else _add(merged[key], one)
     return [merged[key] for key in sorted(merged)]
 
 
@@ -84,7 +84,7 @@ def _add(one: BatchHour, other: BatchHour) -> BatchHour:
 
 
 def batches_after(connection: Connection, batch_id: int, limit: int = 1000) -> list[BatchReport]:
-    """Batches committed after one, oldest first, with their share of each hour."""
+    """Batches committed after one, oldest first, with what each added to each hour."""
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT batch_id, arrived_at, duration_s FROM ingest_batch WHERE batch_id > %s "
@@ -146,7 +146,7 @@ def coalesce(connection: Connection, reported_batch_id: int, pending_batch_ids: 
 
     Each hour is a transaction of its own, committed here. The record that stays is the newest of its hour, so
     that the last one reported is always there for the cursor of those who report. Raw rows keep the ids of the
-    batches that brought them. A message that vanished from its hour is judged by the arrival of the record.
+    batches that brought them. A message that vanished from its hour is classified by the arrival of the record.
 
     Args:
         reported_batch_id: the last one that was reported; later ones stay as they are.
@@ -176,9 +176,9 @@ def _coalesce(connection: Connection, batch_ids: Sequence[int]) -> int:
         joined = reduce(lambda one, other: join([one, other]), parts)
         hours = merge_hours(hour for of in _hours_of(cursor, batch_ids).values() for hour in of)
         cursor.execute(
-            "UPDATE ingest_batch b SET messages = s.messages, raw_rows = s.raw_rows, dead_letters = s.letters, "
+            "UPDATE ingest_batch b SET messages = s.messages, raw_rows = s.raw_rows, dead_letters = s.dead_letters, "
             "duration_s = s.duration_s, commits = s.commits, arrived_at = s.arrived_at, ranges = %s FROM ("
-            "SELECT sum(messages) messages, sum(raw_rows) raw_rows, sum(dead_letters) letters, "
+            "SELECT sum(messages) messages, sum(raw_rows) raw_rows, sum(dead_letters) dead_letters, "
             "sum(duration_s) duration_s, sum(commits) commits, max(arrived_at) arrived_at "
             "FROM ingest_batch WHERE batch_id = ANY(%s)) s WHERE b.batch_id = %s",
             (Binary(encode(joined)), list(batch_ids), kept),

@@ -1,4 +1,4 @@
-"""Dead letters: what a stage refused, bytes kept. Unique by (position, stage). No judgement here."""
+"""Dead letters: what a stage rejected, bytes kept. Unique by (position, stage). Not here: why it was rejected."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from analytics_pipeline.storage.engine import Connection
 from analytics_pipeline.storage.raw_events import headers_json
 
 ERROR_CHARACTERS = 1000
-#: Bytes of one COPY: a single letter may have many megabytes.
+#: Bytes of one COPY: a single dead letter may have many megabytes.
 COPY_BYTES = 8 * 1024 * 1024
 
 _COLUMNS = (
@@ -50,24 +50,24 @@ def stored_error(error: str) -> str:
     return error.replace("\x00", "\\u0000").encode("utf-8", "backslashreplace").decode()[:ERROR_CHARACTERS]
 
 
-def write(connection: Connection, letters: Sequence[DeadLetter], batch_id: int | None = None) -> None:
+def write(connection: Connection, rejected: Sequence[DeadLetter], batch_id: int | None = None) -> None:
     """Insert, or replace what the same stage said of the same position before.
 
-    The domains have numbers already (`domain_numbers`). ``batch_id`` is that of letters without one.
+    The domains have numbers already (`domain_numbers`). ``batch_id`` is that of dead letters without one.
     """
-    if not letters:
+    if not rejected:
         return
     with connection.cursor() as cursor:
         cursor.execute(_INCOMING)
         cursor.execute("DELETE FROM incoming_dead_letters")
-        for stream in _streams(_encode(letter, batch_id) for letter in letters):
+        for stream in _streams(_encode(one, batch_id) for one in rejected):
             cursor.copy_expert(
                 f"COPY incoming_dead_letters ({_COLUMNS}) FROM STDIN (FORMAT binary)", io.BytesIO(stream)
             )
         cursor.execute(_UPSERT)
-        if cursor.rowcount != len(letters):
+        if cursor.rowcount != len(rejected):
             raise AssertionError(
-                f"{len(letters)} dead letters would become {cursor.rowcount} rows; rolled back, "
+                f"{len(rejected)} dead letters would become {cursor.rowcount} rows; rolled back, "
                 "please report this as a bug"
             )
 
@@ -85,31 +85,31 @@ def _streams(rows: Iterable[bytes]) -> Iterator[bytes]:
         yield b"".join((*page, TRAILER))
 
 
-def _encode(letter: DeadLetter, batch_id: int | None) -> bytes:
+def _encode(one: DeadLetter, batch_id: int | None) -> bytes:
     """One row of a binary COPY, in the order of `_COLUMNS`."""
-    headers = headers_json(letter.headers)
-    batch = batch_id if letter.batch_id is None else letter.batch_id
+    headers = headers_json(one.headers)
+    batch = batch_id if one.batch_id is None else one.batch_id
     return b"".join(
         (
             _FIELDS,
-            _bytes(letter.topic.encode()),
-            _INT4.pack(4, letter.epoch),
-            _INT4.pack(4, letter.partition),
-            _INT8.pack(8, letter.offset),
-            _INT4.pack(4, letter.ordinal),
-            _bytes(letter.stage.encode()),
-            _time(letter.hour_us),
-            _bytes(letter.domain.encode()),
-            _bytes(letter.reason.encode()),
-            _bytes(stored_error(letter.error).encode()),
-            _bytes(letter.payload),
-            _bytes(letter.key),
+            _bytes(one.topic.encode()),
+            _INT4.pack(4, one.epoch),
+            _INT4.pack(4, one.partition),
+            _INT8.pack(8, one.offset),
+            _INT4.pack(4, one.ordinal),
+            _bytes(one.stage.encode()),
+            _time(one.hour_us),
+            _bytes(one.domain.encode()),
+            _bytes(one.reason.encode()),
+            _bytes(stored_error(one.error).encode()),
+            _bytes(one.payload),
+            _bytes(one.key),
             _bytes(None if headers is None else b"\x01" + headers.encode()),  # jsonb's wire format, version 1
-            _time(letter.kafka_time_us),
-            _time(letter.event_time_us),
-            _time(letter.arrived_at_us),
+            _time(one.kafka_time_us),
+            _time(one.event_time_us),
+            _time(one.arrived_at_us),
             _NULL if batch is None else _INT8.pack(8, batch),
-            _TRUE if letter.is_element else _FALSE,
+            _TRUE if one.is_element else _FALSE,
         )
     )
 
@@ -126,14 +126,14 @@ _OF_HOUR = "hour = %s AND stage = %s AND domain_id = (SELECT domain_id FROM doma
 
 
 def forget(connection: Connection, stage: str, hour: datetime, domain: str) -> int:
-    """Drop a stage's letters of an hour before that stage is rebuilt; returns how many there were."""
+    """Drop a stage's dead letters of an hour before that stage is rebuilt; returns how many there were."""
     with connection.cursor() as cursor:
         cursor.execute(f"DELETE FROM dead_letters WHERE {_OF_HOUR}", (hour, stage, domain))
         return int(cursor.rowcount)
 
 
 def forget_all(connection: Connection, stage: str, keys: Sequence[tuple[int, datetime]]) -> None:
-    """Drop a stage's letters of some (domain number, hour) before that stage is rebuilt."""
+    """Drop a stage's dead letters of some (domain number, hour) before that stage is rebuilt."""
     if keys:
         with connection.cursor() as cursor:
             cursor.execute(
@@ -144,7 +144,7 @@ def forget_all(connection: Connection, stage: str, keys: Sequence[tuple[int, dat
 
 
 def count(connection: Connection, stage: str, hour: datetime, domain: str) -> int:
-    """A stage's letters of an hour."""
+    """A stage's dead letters of an hour."""
     with connection.cursor() as cursor:
         cursor.execute(f"SELECT count(*) FROM dead_letters WHERE {_OF_HOUR}", (hour, stage, domain))
         return int(cursor.fetchone()[0])

@@ -226,9 +226,9 @@ def actionable_hours(
                 hour=hour,
                 assets=tuple(name for name in DERIVED if name in assets),
                 domains=tuple(sorted(names)),
-                marks=items,
-                oldest_mark_at=oldest,
-                newest_mark_at=newest,
+                pending_items=items,
+                oldest_pending_at=oldest,
+                newest_pending_at=newest,
             )
             for hour, assets, names, items, oldest, newest in cursor.fetchall()
         ]

@@ -1,4 +1,4 @@
-"""What is known of an hour of raw events, message by message, so that it can be judged again."""
+"""What is known of an hour of raw events, message by message, so that it can be classified again."""
 
 from __future__ import annotations
 

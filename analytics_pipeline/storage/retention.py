@@ -26,7 +26,7 @@ _BY_ARRIVAL = ("dead_letters",)
 _BY_HOUR = (
     "ingest_batch_hour",
     "pending_work",
-    "hour_claim",
+    "run_request",
     "partition_state",
     "partition_failure",
 )

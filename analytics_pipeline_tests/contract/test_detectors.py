@@ -99,7 +99,7 @@ def test_the_example_in_its_docstring_runs(detector: Detector) -> None:
 
 @every_detector
 def test_its_figures_are_finite_and_explained(detector: Detector) -> None:
-    flags = detector.judge(seeded(detector))
+    flags = detector.detect(seeded(detector))
     assert len(flags.row) > 0
     assert np.all(np.diff(flags.row) > 0)
     assert np.all(np.isfinite(flags.value))
@@ -110,21 +110,21 @@ def test_its_figures_are_finite_and_explained(detector: Detector) -> None:
 
 
 @every_detector
-def test_each_verdict_depends_on_its_own_row_alone(detector: Detector) -> None:
+def test_each_result_depends_on_its_own_row_alone(detector: Detector) -> None:
     together = seeded(detector)
-    flags = detector.judge(together)
+    flags = detector.detect(together)
     alone = []
     for row in range(len(together)):
         part = Targets(*(getattr(together, it.name)[row : row + 1] for it in dataclasses.fields(Targets)))
-        alone += figures(detector.judge(part))
+        alone += figures(detector.detect(part))
     assert alone == figures(flags)
 
 
 @every_detector
-def test_nothing_to_judge_and_nothing_known_raise_no_alarm(detector: Detector) -> None:
+def test_nothing_to_evaluate_and_nothing_known_raise_no_alarm(detector: Detector) -> None:
     unknown = np.full((3, detector.baseline_windows), np.nan)
-    assert len(detector.judge(targets(np.array([1e9, 0.0, -1e9]), unknown)).row) == 0
-    assert len(detector.judge(targets(np.zeros(0), unknown[:0])).row) == 0
+    assert len(detector.detect(targets(np.array([1e9, 0.0, -1e9]), unknown)).row) == 0
+    assert len(detector.detect(targets(np.zeros(0), unknown[:0])).row) == 0
 
 
 @every_detector
@@ -133,7 +133,7 @@ def test_extreme_magnitudes_give_no_nan(detector: Detector, size: float) -> None
     rng = np.random.default_rng(2)
     baseline = rng.choice([-size, 0.0, size], (50, detector.baseline_windows))
     it = targets(rng.choice([-size, size], 50), baseline, size, lsl=-size / 2, usl=size / 3)
-    figures(detector.judge(it))
+    figures(detector.detect(it))
 
 
 # --- robust z-score
@@ -141,7 +141,7 @@ def test_extreme_magnitudes_give_no_nan(detector: Detector, size: float) -> None
 
 def z_flags(x: float, baseline: list[float], **parameters: int) -> Flags:
     detector = RobustZScore(baseline_windows=len(baseline), **parameters)
-    return detector.judge(targets(np.array([x]), np.array([baseline])))
+    return detector.detect(targets(np.array([x]), np.array([baseline])))
 
 
 def test_robust_zscore_is_that_of_iglewicz_and_hoaglin() -> None:
@@ -160,7 +160,7 @@ def test_a_mean_of_exactly_zero_alarms_like_any_other() -> None:
     assert len(z_flags(0.0, [it + 30 for it in baseline]).row) == 1
 
 
-def test_a_constant_baseline_gives_no_verdict_not_even_at_its_last_bit() -> None:
+def test_a_constant_baseline_gives_no_anomaly_not_even_at_its_last_bit() -> None:
     assert len(z_flags(5.0, [1.0] * 120).row) == 0
     wiggle = [20.1, np.nextafter(20.1, 21)] * 60
     assert len(z_flags(20.100001, wiggle).row) == 0
@@ -186,12 +186,12 @@ def test_up_to_half_of_a_baseline_may_be_wrong_without_hiding_an_anomaly(wrong: 
     assert len(z_flags(10.0 + 40 * 5, usual + [size] * wrong).row) == 1
 
 
-def gaussian_rate(windows: int, judged: int) -> float:
+def gaussian_rate(windows: int, evaluated: int) -> float:
     rng, step, flagged = np.random.default_rng(5), 20_000, 0
     detector = RobustZScore(baseline_windows=windows)
-    for _ in range(judged // step):
-        flagged += len(detector.judge(targets(rng.normal(size=step), rng.normal(size=(step, windows)))).row)
-    return flagged / judged
+    for _ in range(evaluated // step):
+        flagged += len(detector.detect(targets(rng.normal(size=step), rng.normal(size=(step, windows)))).row)
+    return flagged / evaluated
 
 
 def theoretical_rate(windows: int) -> float:
@@ -203,11 +203,11 @@ def theoretical_rate(windows: int) -> float:
     return float(np.average(passed, weights=weights))
 
 
-@pytest.mark.parametrize(("windows", "judged", "stated"), [(120, 400_000, 12e-4), (30, 200_000, 55e-4)])
+@pytest.mark.parametrize(("windows", "evaluated", "stated"), [(120, 400_000, 12e-4), (30, 200_000, 55e-4)])
 def test_robust_zscore_errs_as_often_as_theory_and_its_docstring_say(
-    windows: int, judged: int, stated: float
+    windows: int, evaluated: int, stated: float
 ) -> None:
-    rate = gaussian_rate(windows, judged)
+    rate = gaussian_rate(windows, evaluated)
     assert rate == pytest.approx(theoretical_rate(windows), rel=0.15)
     assert rate == pytest.approx(stated, rel=0.15)
 
@@ -259,7 +259,7 @@ def test_spec_limits_name_the_worst_sample_and_how_far_it_is_out(
     it = Targets(
         *(np.array([value]) for value in (7, 20.0, low, high)), np.zeros((1, 0)), *np.array([[lsl], [usl]])
     )
-    flags = SpecLimits().judge(it)
+    flags = SpecLimits().detect(it)
     found = [
         (value, score, critical, detail["side"])
         for value, score, critical, detail in zip(
@@ -270,7 +270,7 @@ def test_spec_limits_name_the_worst_sample_and_how_far_it_is_out(
 
 
 def test_a_single_limit_leaves_centre_and_scale_unknown() -> None:
-    flags = SpecLimits().judge(targets(np.array([5.0]), np.zeros((1, 0)), usl=3.0))
+    flags = SpecLimits().detect(targets(np.array([5.0]), np.zeros((1, 0)), usl=3.0))
     expected = {"centre": None, "scale": None, "threshold": 3.0, "n": 20, "lsl": None, "usl": 3.0, "side": "upper"}
     assert flags.details == [expected]
 
@@ -283,7 +283,7 @@ def test_spec_limits_flag_a_process_in_control_as_often_as_its_docstring_says(cp
     it = Targets(
         np.full(rows, n), samples.mean(1), samples.min(1), samples.max(1), np.zeros((rows, 0)), -limit, limit
     )
-    rate = len(SpecLimits().judge(it).row) / rows
+    rate = len(SpecLimits().detect(it).row) / rows
     assert 1 - (1 - math.erfc(3 * cp / math.sqrt(2))) ** n == pytest.approx(stated, rel=0.03)
     assert rate == pytest.approx(stated, rel=0.15)
 

@@ -18,6 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from analytics_pipeline.assets.measurements.transform import decode_samples
+from analytics_pipeline.assets.raw_events.transform import PAYLOAD_ERRORS, decode_slice
 from analytics_pipeline.domains import discover, registry_for
 from analytics_pipeline.domains.base import Domain, Sample, SeriesKey
 from analytics_pipeline.errors import DomainCollisionError, SettingsError
@@ -26,8 +28,6 @@ from analytics_pipeline.quality.gates import run_gate
 from analytics_pipeline.quality.suites import suite_for
 from analytics_pipeline.records import AssetName
 from analytics_pipeline.settings import Settings, load_settings
-from analytics_pipeline.stages.normalize import decode_samples
-from analytics_pipeline.stages.raw import PAYLOAD_ERRORS, decode_slice
 
 DOMAINS = discover()
 STABLE_WORD = re.compile(r"[a-z][a-z0-9_]*")
@@ -62,7 +62,7 @@ def slice_of(domain: Domain, *payloads: bytes) -> MessageSlice:
 
 def times_of(domain: Domain, *payloads: bytes) -> list[int]:
     decoded = decode_slice(slice_of(domain, *payloads), domain, 2**20)
-    assert decoded.refusals == {}
+    assert decoded.rejections == {}
     return cast(list[int], decoded.event_time_us.tolist())
 
 
@@ -111,7 +111,7 @@ def test_the_documented_payload_is_read_and_passes_its_gates(domain: Domain, pla
     payload = json.dumps(example(domain)).encode()
     assert times_of(domain, payload)
     samples = decode_samples([payload], domain)
-    assert samples.refusals == {}
+    assert samples.rejections == {}
     assert len(samples.row) >= 1
     assert run_gate(suite_for("normalized_measurements", domain, plain), samples.gate_frame()).passed
 
@@ -138,7 +138,7 @@ def test_further_fields_change_nothing(domain: Domain) -> None:
     bare, rich = (json.dumps(one).encode() for one in (payload, more))
     assert times_of(domain, bare) == times_of(domain, rich)
     one, other = decode_samples([bare], domain), decode_samples([rich], domain)
-    assert (one.keys, one.value.tolist(), one.refusals) == (other.keys, other.value.tolist(), other.refusals)
+    assert (one.keys, one.value.tolist(), one.rejections) == (other.keys, other.value.tolist(), other.rejections)
 
 
 @each_domain
@@ -200,12 +200,12 @@ def test_a_payload_with_any_field_broken_is_refused_or_read_but_never_raises(dom
     good = json.dumps(example(domain)).encode()
     decoded = decode_slice(slice_of(domain, good, text, good), domain, 2**20)
     samples = decode_samples([good, text, good], domain)
-    for refusals in (decoded.refusals, samples.refusals):
-        assert set(refusals) <= {1}
-        for refusal in refusals.values():
-            assert STABLE_WORD.fullmatch(refusal.reason), "people count by it"
-            assert refusal.reason != "domain_error", f"event_time raised: {refusal.error}"
-            assert refusal.error
+    for rejections in (decoded.rejections, samples.rejections):
+        assert set(rejections) <= {1}
+        for rejection in rejections.values():
+            assert STABLE_WORD.fullmatch(rejection.reason), "people count by it"
+            assert rejection.reason != "domain_error", f"event_time raised: {rejection.error}"
+            assert rejection.error
     assert set(samples.row.tolist()) >= {0, 2}
 
 
@@ -219,13 +219,13 @@ def test_every_required_field_that_is_missing_is_named(domain: Domain, name: str
         payload = example(domain)
         del payload[one.encode_name]
         text = json.dumps(payload).encode()
-        refusals = (
-            decode_slice(slice_of(domain, text), domain, 2**20).refusals
+        rejections = (
+            decode_slice(slice_of(domain, text), domain, 2**20).rejections
             if name == "envelope"
-            else decode_samples([text], domain).refusals
+            else decode_samples([text], domain).rejections
         )
-        assert refusals[0].reason == "field_missing"
-        assert one.encode_name in refusals[0].error
+        assert rejections[0].reason == "field_missing"
+        assert one.encode_name in rejections[0].error
 
 
 @each_domain
@@ -233,14 +233,14 @@ def test_a_key_that_is_read_may_not_stand_twice(domain: Domain) -> None:
     text = json.dumps(example(domain))
     for name, value in example(domain).items():
         twice = f"{text[:-1]}, {json.dumps(name)}: {json.dumps(value)}}}".encode()
-        refused = decode_samples([text.encode(), twice], domain).refusals
+        rejected = decode_samples([text.encode(), twice], domain).rejections
         read = {
             one.encode_name
             for struct in (domain.envelope, domain.payload)
             for one in msgspec.structs.fields(struct)
         }
-        assert set(refused) == ({1} if name in read else set()), name
-        assert all(refusal.reason == "duplicate_key" for refusal in refused.values())
+        assert set(rejected) == ({1} if name in read else set()), name
+        assert all(rejection.reason == "duplicate_key" for rejection in rejected.values())
 
 
 def test_nothing_but_the_payload_makes_a_refusal() -> None:

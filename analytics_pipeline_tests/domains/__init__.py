@@ -18,14 +18,14 @@ from analytics_pipeline.settings import load_settings
 from analytics_pipeline.storage.engine import connection, engine_for
 from analytics_pipeline.storage.migrate import migrate
 from analytics_pipeline_tests.conftest import DatabaseServer
+from analytics_pipeline_tests.environments import MAX_MESSAGE_BYTES, Environment, create_topics
 from analytics_pipeline_tests.pipeline import Pipeline
-from analytics_pipeline_tests.worlds import MAX_MESSAGE_BYTES, World, create_topics
 
 
 @contextmanager
 def open_domains(
     server: DatabaseServer, brokers: str, domains: Sequence[Domain], *, partitions: int = 1, **options: Any
-) -> Iterator[World]:
+) -> Iterator[Environment]:
     """A fresh database and, for each domain, a topic of its own: `topic_of` names it."""
     topics = {f"test.{domain.name}.{uuid.uuid4().hex[:12]}": domain.name for domain in domains}
     create_topics(brokers, list(topics), partitions)
@@ -45,17 +45,17 @@ def open_domains(
     registry = registry_of(domains, topics)
     try:
         migrate(settings, registry.domain_topics)
-        world = World(
+        env = Environment(
             settings,
             topics,
             Pipeline(settings, engine_for(settings), registry),
-            # Held by the world alone, as in `open_world`.
+            # Held by the environment alone, as in `open_environment`.
             Producer({"bootstrap.servers": brokers, "message.max.bytes": MAX_MESSAGE_BYTES, "log_level": 2}),
         )
         try:
-            yield world
+            yield env
         finally:
-            world.pipeline.close()
+            env.pipeline.close()
     finally:
         engine_for(settings).dispose()
         server.drop(database)
@@ -65,14 +65,14 @@ def open_domains(
 KEPT = {"schema_migration", "pipeline_setting", "input_version", "spec_limit_edit"}
 
 
-def begin_anew(world: World, domains: Sequence[Domain] | None = None, *, partitions: int = 1) -> None:
+def begin_anew(env: Environment, domains: Sequence[Domain] | None = None, *, partitions: int = 1) -> None:
     """Another test on the same database: empty tables, new topics, a process that knows of nothing."""
-    domains = [*(world.pipeline.registry.domains if domains is None else domains)]
+    domains = [*(env.pipeline.registry.domains if domains is None else domains)]
     topics = {f"test.{domain.name}.{uuid.uuid4().hex[:12]}": domain.name for domain in domains}
-    create_topics(world.settings.kafka_brokers, list(topics), partitions)
-    world.pipeline.close()
-    values = world.settings.model_copy(update={"kafka_topics": list(topics)})
-    engine = engine_for(world.settings)
+    create_topics(env.settings.kafka_brokers, list(topics), partitions)
+    env.pipeline.close()
+    values = env.settings.model_copy(update={"kafka_topics": list(topics)})
+    engine = engine_for(env.settings)
     with connection(engine) as conn, conn.cursor() as cursor:
         cursor.execute("SELECT tablename FROM pg_tables WHERE schemaname = current_schema()")
         names = ", ".join(sorted({row[0] for row in cursor.fetchall()} - KEPT))
@@ -81,8 +81,8 @@ def begin_anew(world: World, domains: Sequence[Domain] | None = None, *, partiti
             "INSERT INTO domain_topic (domain, topic) VALUES (%s, %s)", [(n, t) for t, n in topics.items()]
         )
         conn.commit()
-    world.settings, world.topics, world.sent = values, topics, []
-    world.pipeline = Pipeline(values, engine, registry_of(domains, topics))
+    env.settings, env.topics, env.sent = values, topics, []
+    env.pipeline = Pipeline(values, engine, registry_of(domains, topics))
 
 
 def registry_of(domains: Sequence[Domain], topics: dict[str, str]) -> Registry:
@@ -90,16 +90,16 @@ def registry_of(domains: Sequence[Domain], topics: dict[str, str]) -> Registry:
     return Registry(tuple(domains), tuple(topics)).with_topics(topics)
 
 
-def topic_of(world: World, domain: str) -> str:
+def topic_of(env: Environment, domain: str) -> str:
     """The topic of one domain."""
-    return next(topic for topic, name in world.topics.items() if name == domain)
+    return next(topic for topic, name in env.topics.items() if name == domain)
 
 
-def with_domain(world: World, changed: Domain) -> Pipeline:
+def with_domain(env: Environment, changed: Domain) -> Pipeline:
     """Another worker on the same database, whose code of one domain is another."""
     domains = [
         replace(changed, topics=one.topics) if one.name == changed.name else one
-        for one in world.pipeline.registry.domains
+        for one in env.pipeline.registry.domains
     ]
-    registry = Registry(tuple(domains), world.pipeline.registry.topics)
-    return Pipeline(world.settings, world.pipeline.engine, registry)
+    registry = Registry(tuple(domains), env.pipeline.registry.topics)
+    return Pipeline(env.settings, env.pipeline.engine, registry)

@@ -36,7 +36,7 @@ class Fragile(Detector):
     baseline_windows: int = 0
     look_back: timedelta = timedelta()
 
-    def judge(self, targets: Targets) -> Flags:
+    def detect(self, targets: Targets) -> Flags:
         if (targets.avg_val == UNBEARABLE).any():
             raise DetectorBrokenError(f"mean {UNBEARABLE}: no such thing")
         nothing = np.zeros(0)

@@ -30,7 +30,7 @@ TOPIC = "sensors.device.readings"
 
 
 @dataclass
-class World:
+class Environment:
     """A whole stack, and hands to use it with."""
 
     stack: Stack
@@ -112,7 +112,7 @@ def dagster_instance(settings: Settings, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def env(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
     """Servers, code server, daemon, webserver and workers, started once a session."""
     folder = tmp_path_factory.mktemp("stack")
     for part in (folder, *folder.parents[:2]):
@@ -136,6 +136,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         KafkaServer(stack.broker.bootstrap_servers, stack.broker).create_topic(TOPIC, 2)
         stack.start_pipeline()
         producer = Producer({"bootstrap.servers": stack.broker.bootstrap_servers, "log_level": 0})
-        yield World(stack, settings, Ui(stack.web_url), producer)
+        yield Environment(stack, settings, Ui(stack.web_url), producer)
     finally:
         supervisor.close()

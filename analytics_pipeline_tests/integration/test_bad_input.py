@@ -12,10 +12,10 @@ import pytest
 
 from analytics_pipeline.records import HOUR, hour_of
 from analytics_pipeline_tests.conftest import DatabaseServer, KafkaServer
+from analytics_pipeline_tests.crashing_processes import drain_and_tell_memory
+from analytics_pipeline_tests.environments import Environment, Sent, open_environment, process_context, run_process
 from analytics_pipeline_tests.invariants import assert_accounted_for, assert_invariants, assert_settled
 from analytics_pipeline_tests.pipeline import reading
-from analytics_pipeline_tests.victims import drain_and_tell_memory
-from analytics_pipeline_tests.worlds import Sent, World, open_world, process_context, run_process
 
 RAW, NORMALIZED = "raw_events", "normalized_measurements"
 MEBIBYTE = 1024 * 1024
@@ -152,38 +152,38 @@ ODD = [
 
 
 @dataclass
-class Judged:
+class BadInput:
     """Every payload was sent between two good ones, all in one batch, and everything was computed."""
 
-    world: World
+    env: Environment
     drained: tuple[int, int, int]
-    places: dict[str, Sent]
+    sent_by_name: dict[str, Sent]
 
 
 @pytest.fixture(scope="module")
-def judged(postgres_server: DatabaseServer, kafka_broker: KafkaServer) -> Iterator[Judged]:
+def bad_input(postgres_server: DatabaseServer, kafka_broker: KafkaServer) -> Iterator[BadInput]:
     limits = {"drain_batch_bytes": 256 * MEBIBYTE, "unknown_topics": 1}
-    with open_world(postgres_server, kafka_broker.bootstrap_servers, **limits) as world:
-        places: dict[str, Sent] = {}
+    with open_environment(postgres_server, kafka_broker.bootstrap_servers, **limits) as env:
+        sent_by_name: dict[str, Sent] = {}
         for number, one in enumerate([*BAD, *ODD]):
-            partition, refused = number % 2, isinstance(one, Bad)
-            payload = one.make() if refused else one.make().replace(b"s-001", one.name.encode())
-            world.send([text(sensor_id=f"before {one.name}")], partition)
-            places[one.name] = world.send([payload], partition, refused=refused)[0]
-            world.send([text(sensor_id=f"after {one.name}")], partition)
-        drained = world.drain()
-        world.pipeline.settle()
-        yield Judged(world, drained, places)
+            partition, rejected = number % 2, isinstance(one, Bad)
+            payload = one.make() if rejected else one.make().replace(b"s-001", one.name.encode())
+            env.send([text(sensor_id=f"before {one.name}")], partition)
+            sent_by_name[one.name] = env.send([payload], partition, rejected=rejected)[0]
+            env.send([text(sensor_id=f"after {one.name}")], partition)
+        drained = env.drain()
+        env.pipeline.settle()
+        yield BadInput(env, drained, sent_by_name)
 
 
 @pytest.fixture(scope="module")
-def world(judged: Judged) -> World:
-    """The world of all those payloads: further messages share its partitions with them."""
-    return judged.world
+def env(bad_input: BadInput) -> Environment:
+    """The environment of all those payloads: further messages share its partitions with them."""
+    return bad_input.env
 
 
-def letters_at(world: World, one: Sent) -> list[tuple[Any, ...]]:
-    return world.pipeline.query(
+def dead_letters_at(env: Environment, one: Sent) -> list[tuple[Any, ...]]:
+    return env.pipeline.query(
         "SELECT stage, reason, payload, hour, error, domain, key, headers FROM dead_letters "
         "JOIN domain_number USING (domain_id) "
         'WHERE topic = %s AND epoch = 1 AND partition = %s AND "offset" = %s',
@@ -191,8 +191,8 @@ def letters_at(world: World, one: Sent) -> list[tuple[Any, ...]]:
     )
 
 
-def values_of(world: World, sensor_id: str) -> list[float]:
-    rows = world.pipeline.query(
+def values_of(env: Environment, sensor_id: str) -> list[float]:
+    rows = env.pipeline.query(
         "SELECT m.value FROM normalized_measurements m JOIN measurement_series s USING (series_id) "
         "WHERE s.sensor_id = %s ORDER BY m.event_time",
         sensor_id,
@@ -200,43 +200,43 @@ def values_of(world: World, sensor_id: str) -> list[float]:
     return [row[0] for row in rows]
 
 
-def test_all_of_it_goes_through_in_one_batch_and_as_much_comes_out_as_went_in(judged: Judged) -> None:
-    refused = sum(bad.stage == RAW for bad in BAD)
+def test_all_of_it_goes_through_in_one_batch_and_as_much_comes_out_as_went_in(bad_input: BadInput) -> None:
+    rejected = sum(bad.stage == RAW for bad in BAD)
     messages = 3 * (len(BAD) + len(ODD))
-    assert judged.drained == (messages, messages - refused, refused)
-    assert judged.world.pipeline.count("ingest_batch") == 1
+    assert bad_input.drained == (messages, messages - rejected, rejected)
+    assert bad_input.env.pipeline.count("ingest_batch") == 1
 
 
 @pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)
-def test_a_bad_payload_is_one_dead_letter_and_its_neighbours_land(judged: Judged, bad: Bad) -> None:
-    world, sent = judged.world, judged.places[bad.name]
-    [(stage, reason, kept, hour, error, domain, *_)] = letters_at(world, sent)
+def test_a_bad_payload_is_one_dead_letter_and_its_neighbours_land(bad_input: BadInput, bad: Bad) -> None:
+    env, sent = bad_input.env, bad_input.sent_by_name[bad.name]
+    [(stage, reason, kept, hour, error, domain, *_)] = dead_letters_at(env, sent)
     assert (stage, reason, domain) == (bad.stage, bad.reason, "sensor")
     assert (None if kept is None else bytes(kept)) == sent.value
     if stage == RAW:  # no event time: the Kafka timestamp says where people find it
         assert hour == hour_of(datetime.fromtimestamp(sent.kafka_time_ms / 1000, UTC))
     assert error
-    assert values_of(world, f"before {bad.name}") == values_of(world, f"after {bad.name}") == [23.7]
+    assert values_of(env, f"before {bad.name}") == values_of(env, f"after {bad.name}") == [23.7]
 
 
 @pytest.mark.parametrize("odd", ODD, ids=lambda odd: odd.name)
-def test_an_odd_payload_that_can_be_read_is_a_measurement(judged: Judged, odd: Odd) -> None:
-    sent = judged.places[odd.name]
-    assert letters_at(judged.world, sent) == []
-    assert values_of(judged.world, odd.name) == [json.loads(sent.value or b"")["value"]]
+def test_an_odd_payload_that_can_be_read_is_a_measurement(bad_input: BadInput, odd: Odd) -> None:
+    sent = bad_input.sent_by_name[odd.name]
+    assert dead_letters_at(bad_input.env, sent) == []
+    assert values_of(bad_input.env, odd.name) == [json.loads(sent.value or b"")["value"]]
 
 
-def test_an_unknown_topic_is_all_dead_letters(world: World) -> None:
-    unknown = world.settings.kafka_topics[1]
+def test_an_unknown_topic_is_all_dead_letters(env: Environment) -> None:
+    unknown = env.settings.kafka_topics[1]
     payloads = [text(), b"not even JSON", None, b"\xff\x00"]
-    sent = [world.send([payload], topic=unknown, refused=True)[0] for payload in payloads]
-    assert world.drain() == (4, 0, 4)
+    sent = [env.send([payload], topic=unknown, rejected=True)[0] for payload in payloads]
+    assert env.drain() == (4, 0, 4)
     for one in sent:
-        [(stage, reason, kept, _, error, domain, *_)] = letters_at(world, one)
+        [(stage, reason, kept, _, error, domain, *_)] = dead_letters_at(env, one)
         assert (stage, reason, domain) == (RAW, "unknown_topic", "unknown")
         assert (None if kept is None else bytes(kept)) == one.value
         assert unknown in error
-    assert_settled(world.pipeline)  # dead letters of the drain ask for no work
+    assert_settled(env.pipeline)  # dead letters of the drain ask for no work
 
 
 @pytest.mark.parametrize(
@@ -246,29 +246,29 @@ def test_a_time_without_a_zone_is_in_the_zone_of_its_domain(
     postgres_server: DatabaseServer, kafka_broker: KafkaServer, zone: str | None, utc_hours: float
 ) -> None:
     zones = {"domain_time_zones": {"sensor": zone}} if zone else {}
-    with open_world(postgres_server, kafka_broker.bootstrap_servers, **zones) as world:
-        world.send([reading("2026-01-15T12:00:00"), reading("2026-01-15T12:00:01+01:00")])
-        assert world.drain() == (2, 2, 0)
-        times = [row[0] for row in world.pipeline.query('SELECT event_time FROM raw_events ORDER BY "offset"')]
+    with open_environment(postgres_server, kafka_broker.bootstrap_servers, **zones) as env:
+        env.send([reading("2026-01-15T12:00:00"), reading("2026-01-15T12:00:01+01:00")])
+        assert env.drain() == (2, 2, 0)
+        times = [row[0] for row in env.pipeline.query('SELECT event_time FROM raw_events ORDER BY "offset"')]
         noon = datetime(2026, 1, 15, 12, tzinfo=UTC)
         assert times == [noon - timedelta(hours=utc_hours), noon - timedelta(seconds=3599)]
 
 
 @pytest.mark.parametrize("order", ["one batch", "two batches", "two batches, the later one first"])
-def test_of_the_same_identity_twice_the_later_message_wins(world: World, order: str) -> None:
+def test_of_the_same_identity_twice_the_later_message_wins(env: Environment, order: str) -> None:
     time, sensor = datetime.now(UTC), f"twice in {order}"
     early, late = (int(time.timestamp() * 1000) - ms for ms in (2000, 1000))
     first = (reading(time, 1.0, sensor_id=sensor), early)
     second = (reading(time, 2.0, sensor_id=sensor), late)
     for payload, kafka_ms in (second, first) if order.endswith("first") else (first, second):
-        world.send([payload], timestamp=kafka_ms)
+        env.send([payload], timestamp=kafka_ms)
         if order != "one batch":
-            world.drain()
-            world.normalize()
-    world.drain()
-    world.normalize()
-    assert values_of(world, sensor) == [2.0]
-    raw = world.pipeline.query("SELECT count(*) FROM raw_events WHERE payload LIKE %s", f'%"{sensor}"%')
+            env.drain()
+            env.normalize()
+    env.drain()
+    env.normalize()
+    assert values_of(env, sensor) == [2.0]
+    raw = env.pipeline.query("SELECT count(*) FROM raw_events WHERE payload LIKE %s", f'%"{sensor}"%')
     assert raw == [(2,)]
 
 
@@ -291,20 +291,20 @@ KEYS_AND_HEADERS: list[tuple[str, bytes | None, list[tuple[str, bytes | None]] |
     ("key", "headers", "stored"), [row[1:] for row in KEYS_AND_HEADERS], ids=[row[0] for row in KEYS_AND_HEADERS]
 )
 def test_strange_keys_and_headers_are_kept_with_good_and_bad_messages(
-    world: World, key: bytes | None, headers: Any, stored: Any
+    env: Environment, key: bytes | None, headers: Any, stored: Any
 ) -> None:
-    good = world.send([text()], key=key, headers=headers)[0]
-    bad = world.send([b"bad"], key=key, headers=headers, refused=True)[0]
-    worse = world.send([text(value="23.7")], key=key, headers=headers, refused=True)[0]
-    assert world.drain() == (3, 2, 1)
-    world.normalize()
-    kept = world.pipeline.query(
+    good = env.send([text()], key=key, headers=headers)[0]
+    bad = env.send([b"bad"], key=key, headers=headers, rejected=True)[0]
+    worse = env.send([text(value="23.7")], key=key, headers=headers, rejected=True)[0]
+    assert env.drain() == (3, 2, 1)
+    env.normalize()
+    kept = env.pipeline.query(
         'SELECT key, headers FROM raw_events WHERE topic = %s AND partition = 0 AND "offset" = %s',
-        world.topic,
+        env.topic,
         good.offset,
     )
-    letters = [letters_at(world, one)[0][-2:] for one in (bad, worse)]
-    for one in (*kept, *letters):
+    rejected = [dead_letters_at(env, one)[0][-2:] for one in (bad, worse)]
+    for one in (*kept, *rejected):
         assert (None if one[0] is None else bytes(one[0])) == key
         assert one[1] == stored
 
@@ -317,43 +317,43 @@ def test_an_absurd_kafka_timestamp_stops_nothing(
 ) -> None:
     if kafka_broker.embedded is None and kafka_ms > 2e12:
         pytest.skip("Apache Kafka refuses timestamps more than an hour ahead, as it should")
-    with open_world(postgres_server, kafka_broker.bootstrap_servers) as world:
+    with open_environment(postgres_server, kafka_broker.bootstrap_servers) as env:
         now_ms = int(datetime.now(UTC).timestamp() * 1000)
-        world.send([text(sensor_id="a"), text(sensor_id="b")], timestamp=kafka_ms)
-        world.send([b"bad"], timestamp=kafka_ms, refused=True)
-        world.send([text(sensor_id="c")], 1, timestamp=now_ms)
-        assert world.drain() == (4, 3, 1)
-        world.normalize()
-        assert [values_of(world, name) for name in "abc"] == [[23.7]] * 3
-        newest = world.pipeline.query("SELECT max(last_kafka_time) FROM kafka_offset")[0][0]
+        env.send([text(sensor_id="a"), text(sensor_id="b")], timestamp=kafka_ms)
+        env.send([b"bad"], timestamp=kafka_ms, rejected=True)
+        env.send([text(sensor_id="c")], 1, timestamp=now_ms)
+        assert env.drain() == (4, 3, 1)
+        env.normalize()
+        assert [values_of(env, name) for name in "abc"] == [[23.7]] * 3
+        newest = env.pipeline.query("SELECT max(last_kafka_time) FROM kafka_offset")[0][0]
         assert newest <= datetime.now(UTC) + HOUR, "one such message would make every other partition idle"
-        world.pipeline.settle()
-        assert_settled(world.pipeline)
-        assert_accounted_for(world.pipeline, world.sent)
+        env.pipeline.settle()
+        assert_settled(env.pipeline)
+        assert_accounted_for(env.pipeline, env.sent)
 
 
-def test_after_all_of_it_every_invariant_holds(world: World) -> None:
-    world.drain()
-    world.pipeline.settle()
-    assert_invariants(world)
+def test_after_all_of_it_every_invariant_holds(env: Environment) -> None:
+    env.drain()
+    env.pipeline.settle()
+    assert_invariants(env)
 
 
 def test_200_MB_of_payloads_that_are_too_large_are_drained_in_bounded_memory(
     postgres_server: DatabaseServer, kafka_broker: KafkaServer
 ) -> None:
     large = 20
-    with open_world(postgres_server, kafka_broker.bootstrap_servers) as world:
-        world.pipeline.close()
+    with open_environment(postgres_server, kafka_broker.bootstrap_servers) as env:
+        env.pipeline.close()
         for _ in range(large):
-            world.send([bytes(10 * MEBIBYTE)], refused=True)
-            world.send([text()])
+            env.send([bytes(10 * MEBIBYTE)], rejected=True)
+            env.send([text()])
         told = process_context().Queue()
-        assert run_process(drain_and_tell_memory, world.settings, world.topics, 2 * large, told) == 0
+        assert run_process(drain_and_tell_memory, env.settings, env.topics, 2 * large, told) == 0
         before_mib, peak_mib = told.get(timeout=10)
-        world.renew()
-        assert world.waiting() == []
-        assert world.pipeline.count("dead_letters") == large
-        assert world.pipeline.query("SELECT DISTINCT octet_length(payload) FROM dead_letters") == [
+        env.renew()
+        assert env.waiting() == []
+        assert env.pipeline.count("dead_letters") == large
+        assert env.pipeline.query("SELECT DISTINCT octet_length(payload) FROM dead_letters") == [
             (10 * MEBIBYTE,)
         ]
         assert peak_mib < 768, f"{before_mib} MiB before, {peak_mib} MiB at the peak"

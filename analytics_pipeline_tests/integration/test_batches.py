@@ -19,9 +19,9 @@ from analytics_pipeline.storage.engine import Connection, connection, engine_for
 from analytics_pipeline.storage.offset_ranges import OffsetRanges, encode, of_rows
 from analytics_pipeline.storage.offsets import NewLog, OffsetMove
 from analytics_pipeline_tests.conftest import DatabaseServer, KafkaServer
+from analytics_pipeline_tests.environments import Environment, open_environment
 from analytics_pipeline_tests.invariants import assert_accounted_for, assert_invariants
 from analytics_pipeline_tests.pipeline import reading
-from analytics_pipeline_tests.worlds import World, open_world
 
 START = hour_of(datetime.now(UTC)) - 2 * HOUR
 TOPICS, PARTITIONS = 50, 100
@@ -29,8 +29,8 @@ GIGABYTE = 10**9
 
 
 @pytest.fixture
-def world(postgres_server: DatabaseServer, kafka_broker: KafkaServer) -> Iterator[World]:
-    with open_world(postgres_server, kafka_broker.bootstrap_servers, drain_batch_messages=7) as it:
+def env(postgres_server: DatabaseServer, kafka_broker: KafkaServer) -> Iterator[Environment]:
+    with open_environment(postgres_server, kafka_broker.bootstrap_servers, drain_batch_messages=7) as it:
         yield it
 
 
@@ -40,21 +40,21 @@ def conn(database_settings: Settings) -> Iterator[Connection]:
         yield it
 
 
-def send(world: World, span: range) -> None:
+def send(env: Environment, span: range) -> None:
     for partition in range(2):
         values = [reading(START + timedelta(minutes=m), float(m), sensor_id=f"s-{partition}") for m in span]
-        world.send(values, partition)
-        world.send([b"bad"], partition, refused=True)
+        env.send(values, partition)
+        env.send([b"bad"], partition, rejected=True)
 
 
 # ---------------------------------------------------------------------- coalescing
 
 
-def test_reported_batches_are_coalesced_and_everything_is_still_accounted_for(world: World) -> None:
-    send(world, range(40))
-    world.drain()
-    world.pipeline.settle()
-    with connection(world.pipeline.engine) as conn:
+def test_reported_batches_are_coalesced_and_everything_is_still_accounted_for(env: Environment) -> None:
+    send(env, range(40))
+    env.drain()
+    env.pipeline.settle()
+    with connection(env.pipeline.engine) as conn:
         before = batches_after(conn, 0)
         last = before[-1].batch_id
         kept_apart = {before[2].batch_id}
@@ -70,44 +70,44 @@ def test_reported_batches_are_coalesced_and_everything_is_still_accounted_for(wo
         [(h.hour, h.domain, h.raw_rows, h.dead_letters, h.late_rows, h.reasons) for h in hours] for hours in totals
     ]
     assert told[0] == told[1]
-    assert world.pipeline.query("SELECT sum(commits)::int FROM ingest_batch") == [(len(before),)]
-    assert_accounted_for(world.pipeline, world.sent)
-    send(world, range(40, 50))
-    world.drain()
-    world.pipeline.settle()
-    assert_invariants(world)
+    assert env.pipeline.query("SELECT sum(commits)::int FROM ingest_batch") == [(len(before),)]
+    assert_accounted_for(env.pipeline, env.sent)
+    send(env, range(40, 50))
+    env.drain()
+    env.pipeline.settle()
+    assert_invariants(env)
 
 
-def test_what_is_not_reported_yet_is_not_coalesced(world: World) -> None:
-    send(world, range(40))
-    world.drain()
-    with connection(world.pipeline.engine) as conn:
+def test_what_is_not_reported_yet_is_not_coalesced(env: Environment) -> None:
+    send(env, range(40))
+    env.drain()
+    with connection(env.pipeline.engine) as conn:
         before = batches_after(conn, 0)
         coalesce(conn, before[3].batch_id, ())
         after = batches_after(conn, before[3].batch_id)
     assert [one.batch_id for one in after] == [one.batch_id for one in before[4:]]
 
 
-def test_coalesced_batches_bring_vanished_rows_back(world: World) -> None:
-    from analytics_pipeline.flow.rebuild_raw import rebuild_raw
+def test_coalesced_batches_bring_vanished_rows_back(env: Environment) -> None:
+    from analytics_pipeline.assets.raw_events.rebuild import rebuild_raw
 
-    send(world, range(40))
-    world.drain()
-    world.pipeline.settle()
-    before = world.pipeline.snapshot(["raw_events", "dead_letters"])
-    with connection(world.pipeline.engine) as conn, conn.cursor() as cursor:
+    send(env, range(40))
+    env.drain()
+    env.pipeline.settle()
+    before = env.pipeline.snapshot(["raw_events", "dead_letters"])
+    with connection(env.pipeline.engine) as conn, conn.cursor() as cursor:
         coalesce(conn, batches_after(conn, 0)[-1].batch_id, ())
         cursor.execute('DELETE FROM raw_events WHERE "offset" %% 3 = 0', ())
         conn.commit()
-    rebuild_raw(world.settings, world.pipeline.engine, world.pipeline.registry, START, "by hand")
-    assert world.pipeline.snapshot(["raw_events", "dead_letters"]) == before
+    rebuild_raw(env.settings, env.pipeline.engine, env.pipeline.registry, START, "by hand")
+    assert env.pipeline.snapshot(["raw_events", "dead_letters"]) == before
 
 
-def test_records_below_retention_are_pruned_but_for_the_last(world: World) -> None:
-    send(world, range(40))
-    world.drain()
+def test_records_below_retention_are_pruned_but_for_the_last(env: Environment) -> None:
+    send(env, range(40))
+    env.drain()
     later = datetime.now(UTC) + HOUR
-    with connection(world.pipeline.engine) as conn, conn.cursor() as cursor:
+    with connection(env.pipeline.engine) as conn, conn.cursor() as cursor:
         before = batches_after(conn, 0)
         assert prune(conn, later, ()) == 0, "their hours are still there"
         cursor.execute("DELETE FROM ingest_batch_hour")  # as retention does

@@ -17,7 +17,7 @@ from analytics_pipeline.domains import Registry
 from analytics_pipeline.embedded import ValkeyServer
 from analytics_pipeline.errors import OffsetConflictError, PipelineError
 from analytics_pipeline.settings import Settings, variable_names
-from analytics_pipeline.storage import by_hand
+from analytics_pipeline.storage import operator_actions
 from analytics_pipeline.storage.engine import connection
 from analytics_pipeline_tests.integration.test_migrate import fetch
 from analytics_pipeline_tests.pipeline import Pipeline, reading, send
@@ -137,7 +137,7 @@ def test_status_shows_lag_pending_quarantine_failures_gaps_and_dead_letters(drai
     fetch(drained, "DELETE FROM pending_work")
     fetch(drained, "INSERT INTO pending_work (asset, hour, domain_id, reason) VALUES ('kpis', %s, 1, 'test')", HOUR)
     quarantine(drained)
-    fetch(drained, "INSERT INTO hour_claim VALUES (%s, 'c', 3, now(), now(), 'disk full')", HOUR)
+    fetch(drained, "INSERT INTO run_request VALUES (%s, 'c', 3, now(), now(), 'disk full')", HOUR)
     fetch(
         drained, "INSERT INTO offset_gap (topic, epoch, partition, from_offset, reason) VALUES ('t', 1, 0, 4, 'x')"
     )
@@ -233,12 +233,12 @@ def test_seek_loses_against_a_drain_that_moves_meanwhile(
     drained: Settings, topic: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with connection(engine) as conn:
-        before = by_hand.read_offsets(conn, [topic])
+        before = operator_actions.read_offsets(conn, [topic])
         conn.rollback()
         fetch(drained, "UPDATE kafka_offset SET next_offset = 11 WHERE partition = 0")
-        monkeypatch.setattr(by_hand, "read_offsets", lambda *_: before)
+        monkeypatch.setattr(operator_actions, "read_offsets", lambda *_: before)
         with pytest.raises(OffsetConflictError, match="try again"):
-            by_hand.seek(conn, topic, 0, 14)
+            operator_actions.seek(conn, topic, 0, 14)
     assert next_offset(drained) == 11
     assert gaps(drained) == []
 

@@ -21,11 +21,11 @@ from analytics_pipeline.storage.pending_work import actionable_hours
 from analytics_pipeline_tests.conftest import DatabaseServer, KafkaServer
 from analytics_pipeline_tests.domains import begin_anew, counters, open_domains, topic_of
 from analytics_pipeline_tests.domains.copies import OVEN, PRESS
+from analytics_pipeline_tests.environments import Environment
 from analytics_pipeline_tests.integration.test_concurrency import PATIENCE_S, Gate, before
 from analytics_pipeline_tests.invariants import assert_live_equals_rebuild
 from analytics_pipeline_tests.pipeline import Pipeline, reading
 from analytics_pipeline_tests.quick_gate import use_quick_gates
-from analytics_pipeline_tests.worlds import World
 
 HOURS = 4
 START = hour_of(datetime.now(UTC)).replace(hour=0) - 22 * HOUR
@@ -40,13 +40,13 @@ def _quick_gates() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def opened(postgres_server: DatabaseServer, kafka_broker: KafkaServer) -> Iterator[World]:
+def opened(postgres_server: DatabaseServer, kafka_broker: KafkaServer) -> Iterator[Environment]:
     domains, sizes = [PRESS, OVEN, counters.DOMAIN], [60, 300, 3600, 7200]
     with open_domains(postgres_server, kafka_broker.bootstrap_servers, domains, windows=sizes) as it:
         yield it
 
 
-def send(world: World, rng: random.Random, late: bool) -> None:
+def send(env: Environment, rng: random.Random, late: bool) -> None:
     """Over several hours of each domain; ``late``: few of many series, between and in place of what is there."""
     for name in ("press", "oven"):
         moments = [
@@ -59,13 +59,13 @@ def send(world: World, rng: random.Random, late: bool) -> None:
             for moment in moments
         ]
         values += [reading(hour - timedelta(seconds=5), rng.random(), sensor_id="s-1") for hour in ALL[1:]]
-        world.send(values, topic=topic_of(world, name))
+        env.send(values, topic=topic_of(env, name))
     counted = [counters.message(START + timedelta(minutes=rng.randrange(240)), rng.randrange(99)) for _ in range(9)]
-    world.send(counted, topic=topic_of(world, "counters"))
-    world.drain()
+    env.send(counted, topic=topic_of(env, "counters"))
+    env.drain()
 
 
-def settle_composed(world: World, groups: Sequence[Sequence[Key]] | None) -> None:
+def settle_composed(env: Environment, groups: Sequence[Sequence[Key]] | None) -> None:
     """Do pending work in slices of these groups, each domain partition in one; None: as they are composed."""
     original = derive_module.compose
 
@@ -75,19 +75,19 @@ def settle_composed(world: World, groups: Sequence[Sequence[Key]] | None) -> Non
     derive_module.compose = original if groups is None else composed  # type: ignore[assignment]
     try:
         for _ in range(30):
-            with connection(world.pipeline.engine) as conn:
+            with connection(env.pipeline.engine) as conn:
                 if not actionable_hours(conn):
                     return
             for asset in DERIVED:
-                done = world.pipeline.deriver.derive_hours(asset, ALL, "incremental", "test")
+                done = env.pipeline.deriver.derive_hours(asset, ALL, "incremental", "test")
                 assert not done.errors
     finally:
         derive_module.compose = original
     raise AssertionError("never settled")
 
 
-def partitions(world: World) -> list[Key]:
-    numbers = [row[0] for row in world.pipeline.query("SELECT domain_id FROM domain_number ORDER BY 1")]
+def partitions(env: Environment) -> list[Key]:
+    numbers = [row[0] for row in env.pipeline.query("SELECT domain_id FROM domain_number ORDER BY 1")]
     return [(number, hour) for number in numbers for hour in ALL]
 
 
@@ -100,7 +100,7 @@ def partitions(world: World) -> list[Key]:
     suppress_health_check=list(HealthCheck),
 )
 @given(seed=st.integers(0, 2**32), shape=st.sampled_from(["alone", "together", "by domain", "by hour", "random"]))
-def test_any_composition_of_slices_leaves_the_same_tables(opened: World, seed: int, shape: str) -> None:
+def test_any_composition_of_slices_leaves_the_same_tables(opened: Environment, seed: int, shape: str) -> None:
     begin_anew(opened)
     rng = random.Random(seed)
     send(opened, rng, late=False)
@@ -122,7 +122,7 @@ def _groups(keys: list[Key], shape: str, rng: random.Random) -> list[list[Key]] 
     return list(groups.values())
 
 
-def test_two_workers_with_overlapping_slices_in_opposite_orders_leave_the_same_tables(opened: World) -> None:
+def test_two_workers_with_overlapping_slices_in_opposite_orders_leave_the_same_tables(opened: Environment) -> None:
     begin_anew(opened)
     rng = random.Random(7)
     others = [Pipeline(opened.settings, opened.pipeline.engine, opened.pipeline.registry) for _ in range(2)]
@@ -158,7 +158,7 @@ def test_a_slice_that_holds_a_live_hour_holds_live_hours_only() -> None:
     assert [{hour >= live for _, hour in keys} for keys in slices] == [{False}, {True}]
 
 
-def test_a_live_slice_takes_what_is_free_and_comes_back_for_the_rest(opened: World) -> None:
+def test_a_live_slice_takes_what_is_free_and_comes_back_for_the_rest(opened: Environment) -> None:
     begin_anew(opened)
     rng = random.Random(3)
     send(opened, rng, late=False)

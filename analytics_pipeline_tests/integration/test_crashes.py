@@ -13,17 +13,17 @@ import psycopg2
 import pytest
 
 from analytics_pipeline.assets.derive import Deriver
+from analytics_pipeline.assets.raw_events.drain import Drain
 from analytics_pipeline.embedded import BrokerServer, PostgresServer, Supervisor
-from analytics_pipeline.flow.drain import Drain
 from analytics_pipeline.records import DERIVED, HOUR, DerivedName, hour_of
 from analytics_pipeline.sources.kafka import BrokerUnreachableError
 from analytics_pipeline.storage import batches
 from analytics_pipeline.storage.engine import connection, engine_for
 from analytics_pipeline_tests.conftest import TEST_ROLE, DatabaseServer, KafkaServer
+from analytics_pipeline_tests.crashing_processes import derive_and_die, drain_and_die
+from analytics_pipeline_tests.environments import Environment, free_port, open_environment, run_process
 from analytics_pipeline_tests.invariants import assert_invariants
 from analytics_pipeline_tests.pipeline import reading
-from analytics_pipeline_tests.victims import derive_and_die, drain_and_die
-from analytics_pipeline_tests.worlds import World, free_port, open_world, run_process
 
 KILLED = -signal.SIGKILL
 #: The issue's figure.
@@ -31,13 +31,13 @@ OUTAGE_S = 10.0
 
 
 @pytest.fixture
-def world(postgres_server: DatabaseServer, kafka_broker: KafkaServer) -> Iterator[World]:
+def env(postgres_server: DatabaseServer, kafka_broker: KafkaServer) -> Iterator[Environment]:
     """Batches are small, so that a crash can hit one in the middle."""
-    with open_world(postgres_server, kafka_broker.bootstrap_servers, drain_batch_messages=40) as it:
+    with open_environment(postgres_server, kafka_broker.bootstrap_servers, drain_batch_messages=40) as it:
         yield it
 
 
-def send_stream(world: World, minutes: range, sensors: int = 2) -> None:
+def send_stream(env: Environment, minutes: range, sensors: int = 2) -> None:
     """A reading a minute and sensor, over two partitions, with an outlier and a bad payload here and there."""
     start = hour_of(datetime.now(UTC)) - 3 * HOUR
     for partition in range(2):
@@ -50,16 +50,16 @@ def send_stream(world: World, minutes: range, sensors: int = 2) -> None:
             for minute in minutes
             for sensor in range(sensors)
         ]
-        world.send(values, partition)
-        world.send([b"bad"], partition, refused=True)
+        env.send(values, partition)
+        env.send([b"bad"], partition, rejected=True)
 
 
-def finish(world: World) -> None:
+def finish(env: Environment) -> None:
     """A fresh process goes on, as the next tick and the next runs do."""
-    world.renew()
-    world.drain()
-    world.pipeline.settle()
-    assert_invariants(world)
+    env.renew()
+    env.drain()
+    env.pipeline.settle()
+    assert_invariants(env)
 
 
 # ---------------------------------------------------------------------- kill -9
@@ -67,42 +67,42 @@ def finish(world: World) -> None:
 
 @pytest.mark.parametrize("at_batch", [1, 3])
 @pytest.mark.parametrize("point", ["before the write", "between write and commit", "after the commit"])
-def test_a_drain_that_is_killed_loses_and_doubles_nothing(world: World, point: str, at_batch: int) -> None:
-    send_stream(world, range(50))
-    world.pipeline.close()
-    assert run_process(drain_and_die, world.settings, world.topics, point, at_batch) == KILLED
+def test_a_drain_that_is_killed_loses_and_doubles_nothing(env: Environment, point: str, at_batch: int) -> None:
+    send_stream(env, range(50))
+    env.pipeline.close()
+    assert run_process(drain_and_die, env.settings, env.topics, point, at_batch) == KILLED
 
     committed = at_batch if point == "after the commit" else at_batch - 1
-    world.renew()
-    assert world.pipeline.count("ingest_batch") == committed
-    assert len(world.waiting()) == len(world.sent) - 40 * committed
-    world.drain()
-    with connection(world.pipeline.engine) as conn:
+    env.renew()
+    assert env.pipeline.count("ingest_batch") == committed
+    assert len(env.waiting()) == len(env.sent) - 40 * committed
+    env.drain()
+    with connection(env.pipeline.engine) as conn:
         reports = batches.batches_after(conn, 0)
     # The sensor's cursor was still 0: what was committed before the crash is reported by the next tick.
     told = sum(hour.raw_rows + hour.dead_letters for report in reports for hour in report.hours)
-    assert told == len(world.sent)
-    finish(world)
+    assert told == len(env.sent)
+    finish(env)
 
 
 @pytest.mark.parametrize("asset", DERIVED)
-def test_a_worker_that_is_killed_inside_an_asset_leaves_it_whole(world: World, asset: DerivedName) -> None:
-    send_stream(world, range(0, 90))
-    world.drain()
-    world.pipeline.settle()
-    send_stream(world, range(30, 120), sensors=3)  # late, and in part the same identities again
-    world.drain()
-    before = world.pipeline.snapshot([asset])
-    world.pipeline.close()
+def test_a_worker_that_is_killed_inside_an_asset_leaves_it_whole(env: Environment, asset: DerivedName) -> None:
+    send_stream(env, range(0, 90))
+    env.drain()
+    env.pipeline.settle()
+    send_stream(env, range(30, 120), sensors=3)  # late, and in part the same identities again
+    env.drain()
+    before = env.pipeline.snapshot([asset])
+    env.pipeline.close()
 
-    assert run_process(derive_and_die, world.settings, world.topics, asset, "before the commit") == KILLED
-    world.renew()
-    assert world.pipeline.snapshot([asset]) == before
-    world.pipeline.close()
-    assert run_process(derive_and_die, world.settings, world.topics, asset, "after the commit") == KILLED
-    world.renew()
-    assert world.pipeline.snapshot([asset]) != before
-    finish(world)
+    assert run_process(derive_and_die, env.settings, env.topics, asset, "before the commit") == KILLED
+    env.renew()
+    assert env.pipeline.snapshot([asset]) == before
+    env.pipeline.close()
+    assert run_process(derive_and_die, env.settings, env.topics, asset, "after the commit") == KILLED
+    env.renew()
+    assert env.pipeline.snapshot([asset]) != before
+    finish(env)
 
 
 # ---------------------------------------------------------------------- PostgreSQL stops
@@ -140,27 +140,27 @@ def test_postgres_may_stop_at_once_during_drain_and_derive(
     own_postgres: PostgresServer, kafka_broker: KafkaServer
 ) -> None:
     server = DatabaseServer("127.0.0.1", own_postgres.port, TEST_ROLE, own_postgres.password, own_postgres)
-    with open_world(server, kafka_broker.bootstrap_servers) as world:
-        send_stream(world, range(60))
-        once_before_commit(world.pipeline.drain, own_postgres.crash)
+    with open_environment(server, kafka_broker.bootstrap_servers) as env:
+        send_stream(env, range(60))
+        once_before_commit(env.pipeline.drain, own_postgres.crash)
         with pytest.raises(psycopg2.Error):
-            world.pipeline.tick()
+            env.pipeline.tick()
         with pytest.raises(Exception, match=r"(?i)connect"):  # it is still gone
-            world.pipeline.tick()
+            env.pipeline.tick()
         own_postgres.restart()
-        world.drain()  # the same process goes on
+        env.drain()  # the same process goes on
 
         for asset in DERIVED:
-            world.pipeline.deriver.derive(asset, hour_of(datetime.now(UTC)) - 3 * HOUR, "incremental", "test")
-            send_stream(world, range(60, 62))
-            world.drain()
-            once_before_commit(world.pipeline.deriver, own_postgres.crash)
+            env.pipeline.deriver.derive(asset, hour_of(datetime.now(UTC)) - 3 * HOUR, "incremental", "test")
+            send_stream(env, range(60, 62))
+            env.drain()
+            once_before_commit(env.pipeline.deriver, own_postgres.crash)
             with pytest.raises(psycopg2.Error):
-                world.pipeline.settle()
+                env.pipeline.settle()
             own_postgres.restart()
-        world.pipeline.settle()
-        assert_invariants(world)
-        finish(world)
+        env.pipeline.settle()
+        assert_invariants(env)
+        finish(env)
 
 
 # ---------------------------------------------------------------------- the broker is out of reach
@@ -179,33 +179,33 @@ def own_broker(state_dir: Path, supervisor: Supervisor) -> Iterator[BrokerServer
 def test_a_broker_out_of_reach_for_ten_seconds_is_said_and_then_read_on(
     own_broker: BrokerServer, postgres_server: DatabaseServer
 ) -> None:
-    with open_world(postgres_server, own_broker.bootstrap_servers) as world:
-        send_stream(world, range(30))
-        world.drain()
-        send_stream(world, range(30, 60))
+    with open_environment(postgres_server, own_broker.bootstrap_servers) as env:
+        send_stream(env, range(30))
+        env.drain()
+        send_stream(env, range(30, 60))
         own_broker.freeze()
         frozen_at = time.monotonic()
         ticks = 0
         while time.monotonic() < frozen_at + OUTAGE_S:
             began = time.monotonic()
             with pytest.raises(BrokerUnreachableError, match=own_broker.bootstrap_servers):
-                world.pipeline.tick()
+                env.pipeline.tick()
             assert time.monotonic() - began < 15, "a tick must not hang: the sensor has 60 s"
             ticks += 1
-            world.pipeline.settle()  # what is in the database is computed meanwhile
+            env.pipeline.settle()  # what is in the database is computed meanwhile
         assert ticks >= 1
         own_broker.thaw()
-        world.drain()  # the same process goes on
-        world.pipeline.settle()
-        assert_invariants(world)
+        env.drain()  # the same process goes on
+        env.pipeline.settle()
+        assert_invariants(env)
 
 
 def test_a_broker_that_falls_silent_between_two_reads_is_said_and_then_read_on(
     own_broker: BrokerServer, postgres_server: DatabaseServer
 ) -> None:
-    with open_world(postgres_server, own_broker.bootstrap_servers) as world:
-        send_stream(world, range(30))
-        reader = world.pipeline.drain._reader
+    with open_environment(postgres_server, own_broker.bootstrap_servers) as env:
+        send_stream(env, range(30))
+        reader = env.pipeline.drain._reader
         assign = reader.assign
 
         def freeze_after_assigning(positions: Any) -> None:
@@ -214,25 +214,25 @@ def test_a_broker_that_falls_silent_between_two_reads_is_said_and_then_read_on(
 
         reader.assign = freeze_after_assigning  # type: ignore[method-assign]
         with pytest.raises(BrokerUnreachableError):
-            world.pipeline.tick()
+            env.pipeline.tick()
         reader.assign = assign  # type: ignore[method-assign]
         own_broker.thaw()
-        world.drain()
-        world.pipeline.settle()
-        assert_invariants(world)
+        env.drain()
+        env.pipeline.settle()
+        assert_invariants(env)
 
 
-def test_a_process_that_ended_in_the_middle_leaves_no_lock_behind(world: World) -> None:
-    send_stream(world, range(20))
-    world.drain()
-    world.pipeline.close()
+def test_a_process_that_ended_in_the_middle_leaves_no_lock_behind(env: Environment) -> None:
+    send_stream(env, range(20))
+    env.drain()
+    env.pipeline.close()
     hour = hour_of(datetime.now(UTC)) - 3 * HOUR
     asset = "normalized_measurements"
-    assert run_process(derive_and_die, world.settings, world.topics, asset, "before the commit") == KILLED
+    assert run_process(derive_and_die, env.settings, env.topics, asset, "before the commit") == KILLED
     began = time.monotonic()
-    outcome = Deriver(world.settings, engine_for(world.settings), world.pipeline.registry).derive(
+    outcome = Deriver(env.settings, engine_for(env.settings), env.pipeline.registry).derive(
         asset, hour, "incremental", "test"
     )
     assert outcome.rows == 80
     assert time.monotonic() - began < 10
-    finish(world)
+    finish(env)

@@ -14,7 +14,7 @@ import pytest
 
 from analytics_pipeline.orchestration.partitions import key_of
 from analytics_pipeline_tests.dagster_ui import FINISHED, wait_for
-from analytics_pipeline_tests.integration.conftest import World
+from analytics_pipeline_tests.integration.conftest import Environment
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -30,142 +30,142 @@ def freeze(pid: int) -> None:
     os.kill(pid, signal.SIGSTOP)
 
 
-def keep_alive(world: World, seconds: float, answer: Callable[[], Any], what: str) -> Any:
+def keep_alive(env: Environment, seconds: float, answer: Callable[[], Any], what: str) -> Any:
     """Wait for an answer while the stack is looked after, as ``analytics-pipeline up`` does."""
 
     def look() -> Any:
-        world.stack.revive()
+        env.stack.revive()
         return answer()
 
     return wait_for(look, seconds, what)
 
 
-def run_of_hour(world: World, hour: datetime) -> str | None:
+def run_of_hour(env: Environment, hour: datetime) -> str | None:
     """The run of the sensor that has begun to work on an hour."""
-    for run in world.ui.runs({"dagster/partition": key_of(hour)}, limit=1):
+    for run in env.ui.runs({"dagster/partition": key_of(hour)}, limit=1):
         if run["status"] == "STARTED":
             return str(run["runId"])
     return None
 
 
 @pytest.mark.parametrize("victim", ["child", "worker"])
-def test_a_killed_workers_run_is_failed_and_its_hour_goes_on(world: World, victim: str) -> None:
-    hour = world.fresh_hours(1)[0]
-    world.wait_until_idle()
-    with world.connect() as blocker, blocker.cursor() as cursor:
+def test_a_killed_workers_run_is_failed_and_its_hour_continues(env: Environment, victim: str) -> None:
+    hour = env.fresh_hours(1)[0]
+    env.wait_until_idle()
+    with env.connect() as blocker, blocker.cursor() as cursor:
         cursor.execute("LOCK TABLE window_aggregates IN ACCESS EXCLUSIVE MODE")
-        world.send_readings(hour, 20)
-        run_id = wait_for(lambda: run_of_hour(world, hour), 30, "the start")
+        env.send_readings(hour, 20)
+        run_id = wait_for(lambda: run_of_hour(env, hour), 30, "the start")
         time.sleep(1)  # so that it is inside the last asset
-        worker = world.stack.workers["backfill"].pid
+        worker = env.stack.workers["backfill"].pid
         died_at = time.monotonic()
         for child in children_of(worker):
             os.kill(child, signal.SIGKILL)
         if victim == "worker":
             os.kill(worker, signal.SIGKILL)
-        assert world.ui.wait(run_id, timeout_s=FAILED_WITHIN_S)["status"] == "FAILURE"
+        assert env.ui.wait(run_id, timeout_s=FAILED_WITHIN_S)["status"] == "FAILURE"
         assert time.monotonic() - died_at < FAILED_WITHIN_S
         blocker.rollback()
-    world.stack.revive()
-    world.wait_until_settled(hour)
-    assert world.counts(hour)["normalized_measurements"] == 20
-    wait_for(lambda: not world.query("SELECT 1 FROM hour_claim WHERE hour = %s", hour), 30, "the end of the claim")
+    env.stack.revive()
+    env.wait_until_settled(hour)
+    assert env.counts(hour)["normalized_measurements"] == 20
+    wait_for(lambda: not env.query("SELECT 1 FROM run_request WHERE hour = %s", hour), 30, "the end of the run request")
 
 
-def test_runs_that_the_queue_forgot_are_failed_and_asked_for_again(world: World) -> None:
-    first, second = world.fresh_hours(2)
-    world.wait_until_idle()
-    with world.connect() as blocker, blocker.cursor() as cursor:
+def test_runs_that_the_queue_forgot_are_failed_and_asked_for_again(env: Environment) -> None:
+    first, second = env.fresh_hours(2)
+    env.wait_until_idle()
+    with env.connect() as blocker, blocker.cursor() as cursor:
         cursor.execute("LOCK TABLE window_aggregates IN ACCESS EXCLUSIVE MODE")
-        running = world.ui.materialize(["kpis"], key_of(first))
-        wait_for(lambda: world.ui.run(running)["status"] == "STARTED", 20, "the start")
-        queued = world.ui.materialize(["kpis"], key_of(second))
-        wait_for(lambda: world.ui.run(queued)["status"] == "STARTING", 20, "its place behind the other")
-        port = world.stack.valkey.port
-        world.stack.valkey.stop()
-        world.stack.valkey.start(world.stack.state_dir, port)  # empty; signs of life come back by themselves
-        assert world.ui.wait(queued, timeout_s=60)["status"] == "FAILURE"
-        assert world.ui.run(running)["status"] == "STARTED"
+        running = env.ui.materialize(["kpis"], key_of(first))
+        wait_for(lambda: env.ui.run(running)["status"] == "STARTED", 20, "the start")
+        queued = env.ui.materialize(["kpis"], key_of(second))
+        wait_for(lambda: env.ui.run(queued)["status"] == "STARTING", 20, "its place behind the other")
+        port = env.stack.valkey.port
+        env.stack.valkey.stop()
+        env.stack.valkey.start(env.stack.state_dir, port)  # empty; signs of life come back by themselves
+        assert env.ui.wait(queued, timeout_s=60)["status"] == "FAILURE"
+        assert env.ui.run(running)["status"] == "STARTED"
         blocker.rollback()
-    assert world.ui.wait(running)["status"] == "SUCCESS"
+    assert env.ui.wait(running)["status"] == "SUCCESS"
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
-def test_live_data_flows_again_after_the_code_server_was_killed_or_frozen(world: World, number: int) -> None:
-    world.wait_until_idle()
-    serving = next(child for child in world.stack.supervisor.children if child.name == "code-server")
+def test_live_data_flows_again_after_the_code_server_was_killed_or_frozen(env: Environment, number: int) -> None:
+    env.wait_until_idle()
+    serving = next(child for child in env.stack.supervisor.children if child.name == "code-server")
     for child in children_of(serving.pid):
         os.kill(child, number)
     os.kill(serving.pid, number)
-    hour = world.fresh_hours(1)[0]
-    world.send_readings(hour, 20)
+    hour = env.fresh_hours(1)[0]
+    env.send_readings(hour, 20)
     keep_alive(
-        world,
+        env,
         120,
-        lambda: world.query("SELECT 1 FROM partition_state WHERE hour = %s AND asset = 'kpis'", hour),
+        lambda: env.query("SELECT 1 FROM partition_state WHERE hour = %s AND asset = 'kpis'", hour),
         "the hour's KPIs",
     )
-    world.wait_until_settled(hour)
-    assert world.ui.last_tick()["status"] != "FAILURE"
+    env.wait_until_settled(hour)
+    assert env.ui.last_tick()["status"] != "FAILURE"
 
 
-def test_a_frozen_child_is_killed_and_its_replacement_runs(world: World) -> None:
-    hour = world.fresh_hours(1)[0]
-    world.wait_until_idle()
-    with world.connect() as blocker, blocker.cursor() as cursor:
+def test_a_frozen_child_is_killed_and_its_replacement_runs(env: Environment) -> None:
+    hour = env.fresh_hours(1)[0]
+    env.wait_until_idle()
+    with env.connect() as blocker, blocker.cursor() as cursor:
         cursor.execute("LOCK TABLE window_aggregates IN ACCESS EXCLUSIVE MODE")
-        world.send_readings(hour, 20)
-        run_id = wait_for(lambda: run_of_hour(world, hour), 30, "the start")
+        env.send_readings(hour, 20)
+        run_id = wait_for(lambda: run_of_hour(env, hour), 30, "the start")
         time.sleep(1)  # so that it is inside the last asset
-        (child,) = children_of(world.stack.workers["backfill"].pid)
+        (child,) = children_of(env.stack.workers["backfill"].pid)
         freeze(child)
-        assert world.ui.wait(run_id, timeout_s=FAILED_WITHIN_S)["status"] == "FAILURE"
+        assert env.ui.wait(run_id, timeout_s=FAILED_WITHIN_S)["status"] == "FAILURE"
         wait_for(lambda: not Path(f"/proc/{child}").exists(), 20, "the end of the frozen process")
         blocker.rollback()
-    world.wait_until_settled(hour)
-    assert world.ui.run(run_id)["status"] == "FAILURE"
+    env.wait_until_settled(hour)
+    assert env.ui.run(run_id)["status"] == "FAILURE"
 
 
-def test_a_thawed_worker_does_not_turn_its_failed_run_to_success(world: World) -> None:
-    hour = world.fresh_hours(1)[0]
-    world.wait_until_idle()
-    worker = world.stack.workers["backfill"].pid
-    with world.connect() as blocker, blocker.cursor() as cursor:
+def test_a_thawed_worker_does_not_turn_its_failed_run_to_success(env: Environment) -> None:
+    hour = env.fresh_hours(1)[0]
+    env.wait_until_idle()
+    worker = env.stack.workers["backfill"].pid
+    with env.connect() as blocker, blocker.cursor() as cursor:
         cursor.execute("LOCK TABLE window_aggregates IN ACCESS EXCLUSIVE MODE")
-        world.send_readings(hour, 20)
-        run_id = wait_for(lambda: run_of_hour(world, hour), 30, "the start")
+        env.send_readings(hour, 20)
+        run_id = wait_for(lambda: run_of_hour(env, hour), 30, "the start")
         time.sleep(1)
         (child,) = children_of(worker)
         freeze(worker)
         freeze(child)
-        assert world.ui.wait(run_id, timeout_s=FAILED_WITHIN_S)["status"] == "FAILURE"
+        assert env.ui.wait(run_id, timeout_s=FAILED_WITHIN_S)["status"] == "FAILURE"
         blocker.rollback()
     os.kill(child, signal.SIGCONT)  # its query is answered at once: it could end before anybody kills it
     time.sleep(5)
     os.kill(worker, signal.SIGCONT)
-    world.wait_until_settled(hour)
-    assert world.ui.run(run_id)["status"] == "FAILURE"
-    world.wait_until_idle()  # nothing goes on for ever
+    env.wait_until_settled(hour)
+    assert env.ui.run(run_id)["status"] == "FAILURE"
+    env.wait_until_idle()  # nothing goes on for ever
 
 
-def test_a_canceled_backfill_of_200_hours_ends_all_its_runs_soon(world: World) -> None:
-    world.wait_until_idle()
-    newest = world.fresh_hours(200)
-    with world.connect() as blocker, blocker.cursor() as cursor:
+def test_a_canceled_backfill_of_200_hours_ends_all_its_runs_soon(env: Environment) -> None:
+    env.wait_until_idle()
+    newest = env.fresh_hours(200)
+    with env.connect() as blocker, blocker.cursor() as cursor:
         cursor.execute("LOCK TABLE window_aggregates IN ACCESS EXCLUSIVE MODE")
-        backfill = world.ui.backfill(["kpis"], [key_of(hour) for hour in newest])
-        wait_for(lambda: len(world.ui.runs({"dagster/backfill": backfill})) == 9, 60, "all runs")
+        backfill = env.ui.backfill(["kpis"], [key_of(hour) for hour in newest])
+        wait_for(lambda: len(env.ui.runs({"dagster/backfill": backfill})) == 9, 60, "all runs")
         wait_for(
-            lambda: any(run["status"] == "STARTED" for run in world.ui.runs({"dagster/backfill": backfill})),
+            lambda: any(run["status"] == "STARTED" for run in env.ui.runs({"dagster/backfill": backfill})),
             30,
             "the first start",
         )
-        assert world.ui.cancel_backfill(backfill) == "CancelBackfillSuccess"
-        wait_for(lambda: all_ended(world, backfill), 60, "the end of the backfill's runs")
+        assert env.ui.cancel_backfill(backfill) == "CancelBackfillSuccess"
+        wait_for(lambda: all_ended(env, backfill), 60, "the end of the backfill's runs")
         blocker.rollback()
-    assert {run["status"] for run in world.ui.runs({"dagster/backfill": backfill})} == {"CANCELED"}
-    assert world.ui.wait_backfill(backfill) == "CANCELED"
+    assert {run["status"] for run in env.ui.runs({"dagster/backfill": backfill})} == {"CANCELED"}
+    assert env.ui.wait_backfill(backfill) == "CANCELED"
 
 
-def all_ended(world: World, backfill: str) -> bool:
-    return all(run["status"] in FINISHED for run in world.ui.runs({"dagster/backfill": backfill}))
+def all_ended(env: Environment, backfill: str) -> bool:
+    return all(run["status"] in FINISHED for run in env.ui.runs({"dagster/backfill": backfill}))

@@ -16,7 +16,7 @@ from analytics_pipeline.domains import Registry
 from analytics_pipeline.orchestration.partitions import key_of
 from analytics_pipeline.orchestration.prune import prune, summary
 from analytics_pipeline.orchestration.resources import Pipeline
-from analytics_pipeline.orchestration.tags import CLAIM_TAG, INCREMENTAL, LIVE_QUEUE, MODE_TAG, QUEUE_TAG
+from analytics_pipeline.orchestration.tags import INCREMENTAL, LIVE_QUEUE, MODE_TAG, QUEUE_TAG, REQUEST_TAG
 from analytics_pipeline.records import DERIVED, HOUR, hour_of
 from analytics_pipeline.settings import Settings
 from analytics_pipeline.storage.engine import connection, engine_for
@@ -53,8 +53,8 @@ def execute(instance: DagsterInstance, pipeline: Pipeline, hour: datetime, **tag
     return str(result.run_id)
 
 
-def live_tags(claim: str) -> dict[str, str]:
-    return {MODE_TAG: INCREMENTAL, CLAIM_TAG: claim, QUEUE_TAG: LIVE_QUEUE}
+def live_tags(request_id: str) -> dict[str, str]:
+    return {MODE_TAG: INCREMENTAL, REQUEST_TAG: request_id, QUEUE_TAG: LIVE_QUEUE}
 
 
 CLONE = """
@@ -133,10 +133,10 @@ def test_20_000_old_live_runs_go_and_partition_status_and_checks_stay(
     assert {key: set(instance.get_materialized_partitions(key)) for key in keys} == before
     for key in keys:
         for hour in (min(hours), max(hours)):
-            verdicts = instance.event_log_storage.get_asset_check_execution_history(
+            results = instance.event_log_storage.get_asset_check_execution_history(
                 AssetCheckKey(key, "gate"), limit=1000
             )
-            assert any(one.partition == hour and one.evaluation and one.evaluation.passed for one in verdicts)
+            assert any(one.partition == hour and one.evaluation and one.evaluation.passed for one in results)
     # One run an hour holds the latest materializations; those of today, and of a person, are whole.
     assert pruned.rows_after["runs"] == len(hours) + 2
     assert pruned.rows_after["event_logs"] < pruned.rows_before["event_logs"] / 100

@@ -25,11 +25,11 @@ from analytics_pipeline.domains import Registry
 from analytics_pipeline.orchestration.partitions import key_of
 from analytics_pipeline.orchestration.resources import DRAIN_LOCK, Pipeline
 from analytics_pipeline.orchestration.sensors import LIVE_RUN_LONGEST_S, tick
-from analytics_pipeline.orchestration.tags import CLAIM_TAG, CODE_TAG, MODE_TAG, QUEUE_TAG
+from analytics_pipeline.orchestration.tags import CODE_TAG, MODE_TAG, QUEUE_TAG, REQUEST_TAG
 from analytics_pipeline.records import DERIVED, HOUR, hour_of
 from analytics_pipeline.settings import Settings
-from analytics_pipeline.storage.claims import read_claims
 from analytics_pipeline.storage.retention import expire
+from analytics_pipeline.storage.run_requests import read_requests
 from analytics_pipeline_tests.pipeline import reading, send
 
 NOW = datetime.now(UTC)
@@ -75,8 +75,8 @@ def test_a_tick_reports_what_it_drained_and_asks_for_a_live_run(
     assert request.tags[QUEUE_TAG] == "live"
     assert request.tags["dagster/max_runtime"] == str(LIVE_RUN_LONGEST_S)
     assert request.tags[MODE_TAG] == "incremental"
-    assert {CLAIM_TAG, CODE_TAG} <= request.tags.keys()
-    assert request.run_key == f"{request.tags[CLAIM_TAG]}:1"
+    assert {REQUEST_TAG, CODE_TAG} <= request.tags.keys()
+    assert request.run_key == f"{request.tags[REQUEST_TAG]}:1"
     materializations = [event for event in result.asset_events if isinstance(event, AssetMaterialization)]
     assert {one.partition for one in materializations} == {key_of(CURRENT)}
     assert sum(one.metadata["rows_written"].value for one in materializations) == 3
@@ -204,18 +204,18 @@ def test_a_tick_beside_one_that_still_drains_leaves_the_consumer_alone(
         assert words(tick(pipeline, instance, None, NOW)) == "an earlier tick is still draining"
 
 
-def test_testing_the_sensor_in_the_ui_claims_no_hour(
+def test_testing_the_sensor_in_the_ui_requests_no_run(
     pipeline: Pipeline, instance: DagsterInstance, producer: Producer, topic: str
 ) -> None:
     send(producer, topic, [reading(NOW)])
-    tested = tick(pipeline, instance, None, NOW, claims=False)
+    tested = tick(pipeline, instance, None, NOW, real=False)
     assert len(tested.run_requests or ()) == 1  # shown, and never started
     with pipeline.connection() as conn:
-        assert read_claims(conn) == {}
+        assert read_requests(conn) == {}
     assert len(tick(pipeline, instance, None, NOW).run_requests or ()) == 1
 
 
-def test_testing_the_sensor_in_the_ui_deletes_no_verdict_and_ends_no_run(
+def test_testing_the_sensor_in_the_ui_deletes_no_check_result_and_ends_no_run(
     pipeline: Pipeline, instance: DagsterInstance, producer: Producer, topic: str
 ) -> None:
     send(producer, topic, [reading(NOW)])
@@ -228,13 +228,13 @@ def test_testing_the_sensor_in_the_ui_deletes_no_verdict_and_ends_no_run(
 
     def outlives() -> tuple[int, object]:
         found = instance.get_run_by_id(lost.run_id)
-        verdicts = instance.event_log_storage.get_asset_check_execution_history(key, limit=10)
-        return len(verdicts), found and found.status
+        results = instance.event_log_storage.get_asset_check_execution_history(key, limit=10)
+        return len(results), found and found.status
 
     before = outlives()
     assert before == (1, DagsterRunStatus.NOT_STARTED)
     later = NOW + timedelta(hours=1)
-    tick(pipeline, instance, None, later, claims=False)
+    tick(pipeline, instance, None, later, real=False)
     assert outlives() == before
     tick(pipeline, instance, None, later)
     assert outlives() == (0, DagsterRunStatus.FAILURE)

@@ -9,15 +9,15 @@ import pytest
 
 from analytics_pipeline.records import DERIVED, HOUR, hour_of
 from analytics_pipeline.storage.engine import connection
-from analytics_pipeline.storage.overview import read_overview
 from analytics_pipeline.storage.pending_work import actionable_hours, live_items
+from analytics_pipeline.storage.status import read_status
 from analytics_pipeline_tests.conftest import DatabaseServer, KafkaServer
 from analytics_pipeline_tests.domains import begin_anew, open_domains, strict, topic_of
 from analytics_pipeline_tests.domains.copies import PRESS
+from analytics_pipeline_tests.environments import Environment
 from analytics_pipeline_tests.faulty import inject, mend
 from analytics_pipeline_tests.pipeline import reading
 from analytics_pipeline_tests.quick_gate import use_quick_gates
-from analytics_pipeline_tests.worlds import World
 
 START = hour_of(datetime.now(UTC)) - 6 * HOUR
 
@@ -28,13 +28,13 @@ def _quick_gates(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def opened(postgres_server: DatabaseServer, kafka_broker: KafkaServer) -> Iterator[World]:
+def opened(postgres_server: DatabaseServer, kafka_broker: KafkaServer) -> Iterator[Environment]:
     with open_domains(postgres_server, kafka_broker.bootstrap_servers, [PRESS, strict.DOMAIN]) as it:
         yield it
 
 
 @pytest.fixture
-def world(opened: World) -> World:
+def env(opened: Environment) -> Environment:
     begin_anew(opened)
     send(opened, START, START + 2 * HOUR)
     opened.pipeline.settle()
@@ -42,58 +42,58 @@ def world(opened: World) -> World:
     return opened
 
 
-def send(world: World, *moments: datetime, value: float = 20.0, domain: str = "strict") -> None:
+def send(env: Environment, *moments: datetime, value: float = 20.0, domain: str = "strict") -> None:
     """Its Kafka time moves the watermark on."""
     stamp = int((START + 4 * HOUR).timestamp() * 1000)
-    world.send([reading(moment, value) for moment in moments], topic=topic_of(world, domain), timestamp=stamp)
-    world.drain()
+    env.send([reading(moment, value) for moment in moments], topic=topic_of(env, domain), timestamp=stamp)
+    env.drain()
 
 
-def states(world: World, hour: datetime) -> set[str]:
-    rows = world.pipeline.query(
+def states(env: Environment, hour: datetime) -> set[str]:
+    rows = env.pipeline.query(
         "SELECT state FROM analytics_agg WHERE bucket_start >= %s AND bucket_end <= %s", hour, hour + HOUR
     )
     return {row[0] for row in rows}
 
 
-def test_nothing_of_an_hour_is_final_while_what_was_drained_waits(world: World) -> None:
-    send(world, START + timedelta(minutes=30), value=21.0)
-    assert states(world, START) == {"provisional"}
-    world.pipeline.deriver.derive("normalized_measurements", START, "incremental", "test")
-    assert states(world, START) == {"provisional"}
-    assert states(world, START + 2 * HOUR) <= {"final", "provisional"}
-    world.pipeline.settle()
-    assert "provisional" not in states(world, START)
+def test_nothing_of_an_hour_is_final_while_what_was_drained_waits(env: Environment) -> None:
+    send(env, START + timedelta(minutes=30), value=21.0)
+    assert states(env, START) == {"provisional"}
+    env.pipeline.deriver.derive("normalized_measurements", START, "incremental", "test")
+    assert states(env, START) == {"provisional"}
+    assert states(env, START + 2 * HOUR) <= {"final", "provisional"}
+    env.pipeline.settle()
+    assert "provisional" not in states(env, START)
 
 
 @pytest.mark.parametrize("asset", DERIVED[:2])
-def test_nothing_of_an_hour_is_final_after_its_computation_failed(world: World, asset: str) -> None:
-    send(world, START + timedelta(minutes=30), value=21.0)
-    inject(world.pipeline.deriver, asset, "strict", "compute")
+def test_nothing_of_an_hour_is_final_after_its_computation_failed(env: Environment, asset: str) -> None:
+    send(env, START + timedelta(minutes=30), value=21.0)
+    inject(env.pipeline.deriver, asset, "strict", "compute")
     for name in DERIVED:
-        world.pipeline.deriver.derive_hours(name, [START], "incremental", "test")
-    mend(world.pipeline.deriver)
-    assert states(world, START) == {"provisional"}
+        env.pipeline.deriver.derive_hours(name, [START], "incremental", "test")
+    mend(env.pipeline.deriver)
+    assert states(env, START) == {"provisional"}
 
 
-def test_nothing_of_an_hour_is_final_while_a_series_of_it_is_withheld(world: World) -> None:
-    send(world, START + timedelta(minutes=30), value=5000.0)
-    world.pipeline.settle()
-    assert states(world, START) == {"provisional"}
+def test_nothing_of_an_hour_is_final_while_a_series_of_it_is_withheld(env: Environment) -> None:
+    send(env, START + timedelta(minutes=30), value=5000.0)
+    env.pipeline.settle()
+    assert states(env, START) == {"provisional"}
 
 
-def test_another_domain_that_waits_keeps_nothing_from_being_final(world: World) -> None:
-    send(world, START + timedelta(minutes=30), domain="press")
-    assert states(world, START) == {"final"}
+def test_another_domain_that_waits_keeps_nothing_from_being_final(env: Environment) -> None:
+    send(env, START + timedelta(minutes=30), domain="press")
+    assert states(env, START) == {"final"}
 
 
-def test_work_of_a_disabled_domain_or_an_early_hour_is_shown_and_not_asked_for(world: World) -> None:
-    send(world, START, domain="press")
-    with connection(world.pipeline.engine) as conn:
+def test_work_of_a_disabled_domain_or_an_early_hour_is_shown_and_not_asked_for(env: Environment) -> None:
+    send(env, START, domain="press")
+    with connection(env.pipeline.engine) as conn:
         assert [one.hour for one in actionable_hours(conn, domains=["press"])] == [START]
         assert actionable_hours(conn, domains=["strict"]) == []
         assert live_items(conn, START, domains=["strict"]) == 0
         assert actionable_hours(conn, since=START + HOUR) == []
         assert live_items(conn, START + HOUR) == 0
-    with connection(world.pipeline.engine) as conn:
-        assert [one.asset for one in read_overview(conn).pending] == ["normalized_measurements"]
+    with connection(env.pipeline.engine) as conn:
+        assert [one.asset for one in read_status(conn).pending] == ["normalized_measurements"]

@@ -20,16 +20,16 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from analytics_pipeline.assets import derive
+from analytics_pipeline.assets.raw_events import classify
 from analytics_pipeline.domains import registry_for
-from analytics_pipeline.flow import judge
 from analytics_pipeline.quality.gates import GateSuite
 from analytics_pipeline.records import GateResult
 from analytics_pipeline.storage.engine import connection
 from analytics_pipeline_tests.conftest import DatabaseServer, KafkaServer
+from analytics_pipeline_tests.environments import Environment, create_topics, open_environment
 from analytics_pipeline_tests.invariants import assert_invariants
 from analytics_pipeline_tests.pipeline import Pipeline, reading
 from analytics_pipeline_tests.reference import Limit, Limits, SeriesKey
-from analytics_pipeline_tests.worlds import World, create_topics, open_world
 
 #: Yesterday at 01:00, so that a window of two hours begins before the stream, and one inside of it.
 START = datetime.now(UTC).replace(hour=1, minute=0, second=0, microsecond=0) - timedelta(days=1)
@@ -122,28 +122,28 @@ def quick_gate(suite: GateSuite, frame: pl.DataFrame) -> GateResult:
 @pytest.fixture(scope="module", autouse=True)
 def _quick_gates() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for module in (judge, derive):
+        for module in (classify, derive):
             patch.setattr(module, "run_gate", quick_gate)
         yield
 
 
 @pytest.fixture(scope="module")
-def world(postgres_server: DatabaseServer, kafka_broker: KafkaServer) -> Iterator[World]:
-    with open_world(postgres_server, kafka_broker.bootstrap_servers, partitions=3) as it:
+def env(postgres_server: DatabaseServer, kafka_broker: KafkaServer) -> Iterator[Environment]:
+    with open_environment(postgres_server, kafka_broker.bootstrap_servers, partitions=3) as it:
         yield it
 
 
 @pytest.fixture(scope="module")
-def long_windows(postgres_server: DatabaseServer, kafka_broker: KafkaServer) -> Iterator[World]:
+def long_windows(postgres_server: DatabaseServer, kafka_broker: KafkaServer) -> Iterator[Environment]:
     sizes = [60, 300, 3600, 7200, 10800]
-    with open_world(postgres_server, kafka_broker.bootstrap_servers, partitions=3, windows=sizes) as it:
+    with open_environment(postgres_server, kafka_broker.bootstrap_servers, partitions=3, windows=sizes) as it:
         yield it
 
 
 @pytest.fixture(scope="module")
-def odd_windows(postgres_server: DatabaseServer, kafka_broker: KafkaServer) -> Iterator[World]:
+def odd_windows(postgres_server: DatabaseServer, kafka_broker: KafkaServer) -> Iterator[Environment]:
     """Neither size divides the other: both are merged from windows of five minutes."""
-    with open_world(postgres_server, kafka_broker.bootstrap_servers, partitions=3, windows=[600, 900]) as it:
+    with open_environment(postgres_server, kafka_broker.bootstrap_servers, partitions=3, windows=[600, 900]) as it:
         yield it
 
 
@@ -153,10 +153,10 @@ LIMITS: Limits = {
 }
 
 
-def begin(world: World) -> None:
+def begin(env: Environment) -> None:
     """Another example: empty tables, a new topic, a process that knows of nothing."""
     topic = f"test.readings.{uuid.uuid4().hex[:12]}"
-    with connection(world.pipeline.engine) as conn, conn.cursor() as cursor:
+    with connection(env.pipeline.engine) as conn, conn.cursor() as cursor:
         cursor.execute("SELECT tablename FROM pg_tables WHERE schemaname = current_schema()")
         kept = {"schema_migration", "pipeline_setting", "input_version", "spec_limit_edit"}
         names = ", ".join(sorted({row[0] for row in cursor.fetchall()} - kept))
@@ -168,25 +168,25 @@ def begin(world: World) -> None:
             [(key.machine_id, key.sensor_id, one.lsl, one.usl) for key, (one,) in LIMITS.items()],
         )
         conn.commit()  # an edit of limits asks for what it touches: nothing yet
-    create_topics(world.settings.kafka_brokers, [topic], 3)
-    world.pipeline.close()
-    values = world.settings.model_copy(update={"kafka_topics": [topic]})
-    world.settings, world.sent = values, []
-    world.pipeline = Pipeline(values, world.pipeline.engine, registry_for(values).with_topics({topic: "sensor"}))
+    create_topics(env.settings.kafka_brokers, [topic], 3)
+    env.pipeline.close()
+    values = env.settings.model_copy(update={"kafka_topics": [topic]})
+    env.settings, env.sent = values, []
+    env.pipeline = Pipeline(values, env.pipeline.engine, registry_for(values).with_topics({topic: "sensor"}))
 
 
-def play(world: World, stream: Stream) -> None:
-    begin(world)
+def play(env: Environment, stream: Stream) -> None:
+    begin(env)
     for batch, settles in zip(stream.batches, stream.settle_after, strict=True):
         for partition in range(3):
             for kafka_ms in sorted({ms for _, at, ms in batch if at == partition}):
                 values = [payload for payload, at, ms in batch if (at, ms) == (partition, kafka_ms)]
-                world.send(values, partition, timestamp=kafka_ms)
-        world.drain()
+                env.send(values, partition, timestamp=kafka_ms)
+        env.drain()
         if settles:
-            world.pipeline.settle()
-    world.pipeline.settle()
-    assert_invariants(world, limits=LIMITS)
+            env.pipeline.settle()
+    env.pipeline.settle()
+    assert_invariants(env, limits=LIMITS)
 
 
 def property_settings(examples: int) -> settings:
@@ -205,31 +205,31 @@ def property_settings(examples: int) -> settings:
 @property_settings(30)
 @given(stream=streams())
 def test_any_split_order_duplication_and_lateness_gives_the_reference_and_the_rebuild(
-    world: World, stream: Stream
+    env: Environment, stream: Stream
 ) -> None:
-    play(world, stream)
+    play(env, stream)
 
 
 @pytest.mark.timeout(300)
 @property_settings(8)
 @given(stream=streams())
-def test_the_same_holds_for_windows_longer_than_an_hour(long_windows: World, stream: Stream) -> None:
+def test_the_same_holds_for_windows_longer_than_an_hour(long_windows: Environment, stream: Stream) -> None:
     play(long_windows, stream)
 
 
 @pytest.mark.timeout(300)
 @property_settings(5)
 @given(stream=streams())
-def test_the_same_holds_for_windows_that_do_not_divide_each_other(odd_windows: World, stream: Stream) -> None:
+def test_the_same_holds_for_windows_that_do_not_divide_each_other(odd_windows: Environment, stream: Stream) -> None:
     play(odd_windows, stream)
 
 
-def test_the_gate_that_stands_in_says_what_great_expectations_says(world: World) -> None:
+def test_the_gate_that_stands_in_says_what_great_expectations_says(env: Environment) -> None:
     from analytics_pipeline.quality.gates import run_gate
     from analytics_pipeline.quality.suites import suite_for
 
     frame = pl.DataFrame({"value": [1.0, float("nan"), float("inf"), -2.0], "metric": ["a", "b", "", "a" * 300]})
-    sensor = next(iter(world.pipeline.registry))
-    suite = suite_for("normalized_measurements", sensor, world.settings)
+    sensor = next(iter(env.pipeline.registry))
+    suite = suite_for("normalized_measurements", sensor, env.settings)
     assert quick_gate(suite, frame).reasons.keys() >= {2, 3}
     assert run_gate(suite, frame).reasons.items() >= quick_gate(suite, frame).reasons.items()

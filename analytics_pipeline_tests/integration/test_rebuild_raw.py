@@ -13,9 +13,9 @@ import pytest
 from confluent_kafka import Producer
 from sqlalchemy import Engine
 
+from analytics_pipeline.assets.raw_events.rebuild import rebuild_raw
 from analytics_pipeline.domains import Registry
 from analytics_pipeline.domains.base import Expect
-from analytics_pipeline.flow.rebuild_raw import rebuild_raw
 from analytics_pipeline.records import HOUR, hour_of
 from analytics_pipeline.settings import Settings
 from analytics_pipeline.storage.engine import connection
@@ -120,7 +120,7 @@ def test_rows_of_a_domain_that_is_disabled_here_stay_as_they_are(
         assert pipeline.snapshot() == before
 
 
-def test_retention_is_judged_by_the_floor_that_is_written_down_and_not_by_the_clock(
+def test_retention_goes_by_the_floor_that_is_written_down_and_not_by_the_clock(
     make_pipeline: Callable[[Registry], Pipeline],
     registry: Registry,
     producer: Producer,
@@ -174,7 +174,7 @@ def test_an_hour_of_a_deleted_topic_is_decoded_again_from_what_is_stored(
     assert right.hours() == [NOW - 2 * HOUR]
 
 
-def test_a_domain_that_cannot_be_judged_keeps_its_hour_and_the_others_are_rebuilt(
+def test_a_domain_that_raises_keeps_its_hour_and_the_others_are_rebuilt(
     make_pipeline: Callable[[Registry], Pipeline],
     registry: Registry,
     producer: Producer,

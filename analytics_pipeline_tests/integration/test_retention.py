@@ -9,9 +9,9 @@ import pytest
 from confluent_kafka import Producer
 from sqlalchemy import Engine
 
+from analytics_pipeline.assets.raw_events.rebuild import rebuild_raw
 from analytics_pipeline.domains import Registry
 from analytics_pipeline.errors import BelowRetentionError
-from analytics_pipeline.flow.rebuild_raw import rebuild_raw
 from analytics_pipeline.records import DERIVED, HOUR, hour_of
 from analytics_pipeline.settings import Settings
 from analytics_pipeline.storage.engine import connection

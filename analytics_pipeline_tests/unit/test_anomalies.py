@@ -1,4 +1,4 @@
-"""Anomalies: the same verdict however much of the hour is judged, and that of the naive reference."""
+"""Anomalies: the same result however much of the hour is evaluated, and that of the naive reference."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
+from analytics_pipeline.assets.anomalies import transform as anomalies
+from analytics_pipeline.assets.anomalies.transform import ANOMALY_SCHEMA, detect
+from analytics_pipeline.assets.windows.transform import EarlierSamples, base_windows
 from analytics_pipeline.detectors import Detector, RobustZScore, SpecLimits
-from analytics_pipeline.stages import anomalies
-from analytics_pipeline.stages.anomalies import ANOMALY_SCHEMA, detect
-from analytics_pipeline.stages.windows import EarlierSamples, base_windows
 from analytics_pipeline_tests import reference
 from analytics_pipeline_tests.reference import Limit, Message, SeriesKey
 
@@ -144,14 +144,14 @@ def test_a_window_read_twice_is_refused_by_name() -> None:
         detected(frame, frame.select(HISTORY), NO_LIMITS, BOTH)
 
 
-def test_nothing_to_judge_gives_no_anomaly() -> None:
+def test_nothing_to_evaluate_gives_no_anomaly() -> None:
     empty = detected(rows([]), NO_HISTORY, NO_LIMITS, BOTH)
     assert empty.schema == pl.Schema(ANOMALY_SCHEMA)
     assert detected(rows([(1, 0, 1.0)]), NO_HISTORY, NO_LIMITS, ()).schema == empty.schema
     assert detected(rows([(1, 0, 1.0)]), NO_HISTORY, NO_LIMITS, BOTH).schema == empty.schema
 
 
-def test_stretches_far_apart_are_evaluated_at_once_each_with_its_own_history() -> None:
+def test_spans_far_apart_are_evaluated_at_once_each_with_its_own_history() -> None:
     #  history   12:00             history  08:00 two days later, beyond the look-back
     #  xxxxxxxxxx T T      …      xxxxxxxxxx T T T
     morning = 44 * 60
@@ -221,14 +221,14 @@ DETECTORS = (
     st.sampled_from(DETECTORS),
     st.randoms(use_true_random=False),
 )
-def test_the_tail_of_an_hour_judged_alone_has_the_rows_of_the_whole_hour(
+def test_the_tail_of_an_hour_evaluated_alone_has_the_rows_of_the_whole_hour(
     averages: dict[tuple[int, int], float], tail: int, detector: RobustZScore | SpecLimits, chance: object
 ) -> None:
     everything = rows([(series, minute, mean) for (series, minute), mean in averages.items()])
     known = limits((1, None, NOON_US + 30 * MINUTE_US, 17.0, 23.0), (2, NOON_US, None, None, 21.0))
     start = pl.col("bucket_start_us")
 
-    def judged_from(minute: int) -> pl.DataFrame:
+    def evaluated_from(minute: int) -> pl.DataFrame:
         border = NOON_US + minute * MINUTE_US
         before = everything.filter(start < border).select(HISTORY)
         # As the reader does: the last windows of each series, as many as are asked for.
@@ -238,7 +238,7 @@ def test_the_tail_of_an_hour_judged_alone_has_the_rows_of_the_whole_hour(
         return detected(everything.filter(start >= border), history, known, (detector,))
 
     tail_us = NOON_US + tail * MINUTE_US
-    assert_frame_equal(judged_from(tail), judged_from(0).filter(start >= tail_us), check_exact=True)
+    assert_frame_equal(evaluated_from(tail), evaluated_from(0).filter(start >= tail_us), check_exact=True)
 
 
 SERIES = [SeriesKey("t1", "f1", f"m{number}", "s1", "temp") for number in range(2)]

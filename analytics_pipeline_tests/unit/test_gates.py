@@ -246,7 +246,7 @@ def test_a_suite_refuses_an_expectation_about_another_asset() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows_seen", "rows_failed", "refused"),
+    ("rows_seen", "rows_failed", "quarantined"),
     [
         (100, 50, False),  # half is the limit, and it is not passed
         (100, 51, True),
@@ -255,10 +255,10 @@ def test_a_suite_refuses_an_expectation_about_another_asset() -> None:
         (0, 0, False),
     ],
 )
-def test_a_pair_is_quarantined_above_the_ratio_once_it_has_enough_rows(
-    rows_seen: int, rows_failed: int, refused: bool
+def test_a_domain_partition_is_quarantined_above_the_ratio_once_it_has_enough_rows(
+    rows_seen: int, rows_failed: int, quarantined: bool
 ) -> None:
-    assert quarantines(SENSOR, rows_seen, rows_failed) is refused
+    assert quarantines(SENSOR, rows_seen, rows_failed) is quarantined
 
 
 EDGES = [0.0, -0.0, 1.0, 0.5, 5e-324, math.nextafter(1.0, 2.0), math.inf, -math.inf, math.nan]

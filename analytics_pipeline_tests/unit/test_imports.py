@@ -14,15 +14,15 @@ PACKAGE = Path(analytics_pipeline.__file__).parent
 
 #: From the bottom up: a layer may import itself and what stands before it.
 LAYERS = (
-    ("errors", "records", "messages", "garbage"),
+    ("errors", "records", "messages", "gc_pause"),
     ("settings",),
     ("formulas",),
     ("detectors",),
     ("domains",),
-    ("stages", "tables"),
+    ("assets.transform", "tables"),
     ("assets.spec",),
     ("quality", "sources", "storage"),
-    ("assets", "flow"),
+    ("assets",),
     ("embedded",),
     ("orchestration", "definitions"),
     ("cli",),
@@ -42,10 +42,14 @@ IMPURE = {
     "socket",
 }
 PURE = (
-    "formulas", "detectors", "domains", "stages", "records", "errors", "messages", "tables", "assets.spec"
+    "formulas", "detectors", "domains", "assets.transform", "records", "errors", "messages", "tables", "assets.spec"
 )
 #: What an asset is, and arithmetic about it, is pure and stands below storage; how it is computed stands above.
 PURE_ASSET_MODULES = {"spec", "catalog", "regions", "slices", "__init__"}
+#: A transform is pure wherever it stands, and knows no table.
+TRANSFORMS = {"transform", "payload_bytes"}
+#: Inside ``assets/``, the order of imports is the order of the data.
+ASSET_FOLDERS = ("raw_events", "measurements", "windows", "anomalies", "kpis")
 #: Only these know Dagster.
 DAGSTER_LAYERS = ("orchestration", "definitions", "cli", "embedded")
 
@@ -61,6 +65,8 @@ def layer_of(path: Path) -> str:
 def layer_named(module: str) -> str:
     """The layer of a module, named without the package: ``assets.windows.spec``."""
     parts = module.split(".")
+    if parts[0] == "assets" and parts[-1] in TRANSFORMS:
+        return "assets.transform"
     if parts[0] == "assets" and parts[-1] in PURE_ASSET_MODULES:
         return "assets.spec"
     return parts[0]
@@ -85,7 +91,7 @@ def test_a_module_imports_only_from_layers_below_its_own(path: Path) -> None:
             other = layer_named(name.split(".", 1)[1])
             assert RANK[other] <= RANK[layer], f"{layer} imports {other}: turn the dependency round"
             beside = RANK[other] == RANK[layer] and other != layer
-            together = {"errors", "records", "messages", "garbage", "orchestration", "definitions"}
+            together = {"errors", "records", "messages", "gc_pause", "orchestration", "definitions"}
             assert not beside or {other, layer} <= together, (
                 f"{layer} and {other} stand beside each other and must not know each other"
             )
@@ -113,3 +119,21 @@ def test_only_settings_and_what_starts_processes_read_the_environment(path: Path
     # The gate tells Great Expectations, which reads nothing else, to keep to itself.
     allowed = layer_of(path) in ("settings", "embedded", "cli") or path == PACKAGE / "quality" / "gates.py"
     assert allowed or not reads
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_an_asset_imports_only_from_assets_that_its_data_comes_from(path: Path) -> None:
+    own = folder_of(".".join(path.relative_to(PACKAGE).with_suffix("").parts))
+    if own is None:
+        return
+    for name in imported(path):
+        other = folder_of(name.removeprefix("analytics_pipeline."))
+        assert other is None or ASSET_FOLDERS.index(other) <= ASSET_FOLDERS.index(own), (
+            f"{own} imports {name}: data flows from {own} to {other}, not back"
+        )
+
+
+def folder_of(module: str) -> str | None:
+    """The asset folder that a module stands in, or None."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "assets" and parts[1:2] and parts[1] in ASSET_FOLDERS else None

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
+from analytics_pipeline.assets.anomalies.transform import detect
+from analytics_pipeline.assets.kpis.transform import _COUNTS, _RATIOS, KPI_SCHEMA, machine_kpis
+from analytics_pipeline.assets.windows.transform import EarlierSamples, base_windows
 from analytics_pipeline.detectors import RobustZScore, SpecLimits
-from analytics_pipeline.stages.anomalies import detect
-from analytics_pipeline.stages.kpis import _COUNTS, _RATIOS, KPI_SCHEMA, machine_kpis
-from analytics_pipeline.stages.windows import EarlierSamples, base_windows
 from analytics_pipeline_tests import reference
 from analytics_pipeline_tests.reference import Limit, Message, SeriesKey
 
@@ -119,7 +119,7 @@ def test_share_in_spec_counts_windows_wholly_inside_their_limits() -> None:
     assert kpis(its, known=one_side)["m1", "share_in_spec"] == (0.75, 3.0, 4.0, None)
 
 
-def test_limits_that_begin_within_the_hour_judge_only_what_follows() -> None:
+def test_limits_that_begin_within_the_hour_apply_only_to_what_follows() -> None:
     its = windows((1, 0, 5, 0, 99), (1, 30, 5, 0, 99), (1, 31, 5, 12, 13))
     known = limits((1, NOON_US + 30 * MINUTE_US, None, 10.0, 20.0))
     assert kpis(its, known=known)["m1", "share_in_spec"] == (0.5, 1.0, 2.0, None)

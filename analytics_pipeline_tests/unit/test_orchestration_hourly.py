@@ -1,4 +1,4 @@
-"""What Dagster is told about each hour of a run: passed, refused, failed; alone, in a range, among domains."""
+"""What Dagster is told about each hour of a run: passed, quarantined, failed; alone, in a range, among domains."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from analytics_pipeline.definitions import build_defs
 from analytics_pipeline.orchestration.assets import DERIVED_STEP
 from analytics_pipeline.orchestration.partitions import HourRange, key_of
 from analytics_pipeline.orchestration.resources import Pipeline
-from analytics_pipeline.orchestration.tags import CLAIM_TAG, MODE_TAG
+from analytics_pipeline.orchestration.tags import MODE_TAG, REQUEST_TAG
 from analytics_pipeline.records import (
     HOUR,
     DerivedHours,
@@ -29,16 +29,16 @@ from analytics_pipeline.settings import load_settings
 
 FIRST = datetime(2026, 10, 1, 8, tzinfo=UTC)
 KEYS = [key_of(FIRST + HOUR * step) for step in range(3)]
-LIVE = {MODE_TAG: "incremental", CLAIM_TAG: "c"}
+LIVE = {MODE_TAG: "incremental", REQUEST_TAG: "c"}
 NORMALIZED, WINDOWS = "normalized_measurements", "window_aggregates"
 
 Answer = Callable[[str, datetime], HourOutcome]
 
 
-def domain(name: str, asset: str, *, refused: bool = False) -> DomainOutcome:
+def domain(name: str, asset: str, *, quarantined: bool = False) -> DomainOutcome:
     outcome = ExpectationOutcome("expect_column_values_to_be_between", "value", "not_finite", 7, (1, 5))
-    gate = GateResult(asset, name, 10, {1: "not_finite"}, (outcome,)) if refused else GateResult(asset, name, 10)
-    return DomainOutcome(name, 10, 0 if refused else 10, 0, 0, gate, refused, 10, 7 if refused else 0)
+    gate = GateResult(asset, name, 10, {1: "not_finite"}, (outcome,)) if quarantined else GateResult(asset, name, 10)
+    return DomainOutcome(name, 10, 0 if quarantined else 10, 0, 0, gate, quarantined, 10, 7 if quarantined else 0)
 
 
 class Scripted(Pipeline):
@@ -92,7 +92,7 @@ def materialized(result: ExecuteInProcessResult, asset: str) -> list[str | None]
     ]
 
 
-def verdicts(result: ExecuteInProcessResult, asset: str) -> dict[str | None, tuple[bool, str]]:
+def check_results(result: ExecuteInProcessResult, asset: str) -> dict[str | None, tuple[bool, str]]:
     return {
         one.partition: (one.passed, one.severity.value)
         for one in result.get_asset_check_evaluations()
@@ -114,27 +114,27 @@ def plain(asset: str, hour: datetime, mode: str) -> tuple[DomainOutcome, ...]:
     return (domain("sensor", asset),)
 
 
-def test_each_hour_of_a_live_range_is_materialized_and_judged_and_nothing_stays_planned(
+def test_each_hour_of_a_live_range_is_materialized_and_checked_and_nothing_stays_planned(
     instance: DagsterInstance,
 ) -> None:
     result = execute(instance, Scripted(plain), hours=3, **LIVE)
     assert result.success
     for asset in (NORMALIZED, WINDOWS):
         assert materialized(result, asset) == KEYS
-        assert verdicts(result, asset) == dict.fromkeys(KEYS, (True, "WARN"))
+        assert check_results(result, asset) == dict.fromkeys(KEYS, (True, "WARN"))
         assert planned(instance, asset) == []
 
 
-def test_a_quarantined_hour_is_judged_not_materialized_and_stops_the_next_assets(
+def test_a_quarantined_hour_is_checked_not_materialized_and_stops_the_next_assets(
     instance: DagsterInstance,
 ) -> None:
     result = execute(
-        instance, Scripted(lambda asset, hour, mode: (domain("sensor", asset, refused=True),)), **LIVE
+        instance, Scripted(lambda asset, hour, mode: (domain("sensor", asset, quarantined=True),)), **LIVE
     )
     assert not result.success
     assert materialized(result, NORMALIZED) == []
-    assert verdicts(result, NORMALIZED) == {KEYS[0]: (False, "ERROR")}
-    assert verdicts(result, WINDOWS) == {}
+    assert check_results(result, NORMALIZED) == {KEYS[0]: (False, "ERROR")}
+    assert check_results(result, WINDOWS) == {}
     (evaluation,) = result.get_asset_check_evaluations()
     assert evaluation.metadata["failing_expectations"].value[0]["sample_rows"] == [1, 5]
     assert evaluation.metadata["quarantined"].value == "sensor"
@@ -147,13 +147,13 @@ def test_a_live_run_takes_the_other_domains_of_a_quarantined_hour_to_the_next_as
     instance: DagsterInstance,
 ) -> None:
     def one_of_two(asset: str, hour: datetime, mode: str) -> tuple[DomainOutcome, ...]:
-        lab = domain("lab", asset, refused=asset == NORMALIZED)
+        lab = domain("lab", asset, quarantined=asset == NORMALIZED)
         return (domain("sensor", asset), lab) if asset == NORMALIZED else (domain("sensor", asset),)
 
     result = execute(instance, Scripted(one_of_two), **LIVE)
     assert result.success
     assert materialized(result, NORMALIZED) == KEYS[:1], "with what was committed of it"
-    assert verdicts(result, NORMALIZED) == {KEYS[0]: (False, "ERROR")}
+    assert check_results(result, NORMALIZED) == {KEYS[0]: (False, "ERROR")}
     assert materialized(result, WINDOWS) == KEYS[:1]
 
     again = execute(instance, WithoutPlot(one_of_two))  # a person's run is red, and says why
@@ -167,12 +167,12 @@ def test_in_a_persons_range_one_refused_hour_stops_no_other_and_the_run_fails_in
     instance: DagsterInstance,
 ) -> None:
     def second_refused(asset: str, hour: datetime, mode: str) -> tuple[DomainOutcome, ...]:
-        return (domain("sensor", asset, refused=key_of(hour) == KEYS[1]),)
+        return (domain("sensor", asset, quarantined=key_of(hour) == KEYS[1]),)
 
     result = execute(instance, WithoutPlot(second_refused), hours=3)
     assert not result.success
     assert materialized(result, NORMALIZED) == [KEYS[0], KEYS[2]]
-    assert verdicts(result, NORMALIZED) == {
+    assert check_results(result, NORMALIZED) == {
         KEYS[0]: (True, "WARN"),
         KEYS[1]: (False, "ERROR"),
         KEYS[2]: (True, "WARN"),
@@ -208,7 +208,7 @@ def test_an_error_in_one_hour_of_a_range_stops_no_other(instance: DagsterInstanc
     result = execute(instance, Scripted(second_fails), hours=3, **LIVE)
     assert result.success, "a live run fails only if nothing could be committed"
     assert materialized(result, NORMALIZED) == [KEYS[0], KEYS[2]]
-    assert verdicts(result, NORMALIZED)[KEYS[1]] == (False, "ERROR")
+    assert check_results(result, NORMALIZED)[KEYS[1]] == (False, "ERROR")
 
     by_hand = execute(instance, WithoutPlot(second_fails), hours=3)
     assert not by_hand.success
@@ -225,7 +225,7 @@ def test_a_database_out_of_reach_stops_a_range_at_once(instance: DagsterInstance
     assert pipeline.asked == [(NORMALIZED, KEYS[0])]
 
 
-def test_a_live_hour_without_marks_is_not_reported_as_if_something_was_written(instance: DagsterInstance) -> None:
+def test_a_live_hour_without_pending_work_is_not_reported_as_written(instance: DagsterInstance) -> None:
     result = execute(
         instance,
         Scripted(lambda asset, hour, mode: (domain("sensor", asset),) if asset == WINDOWS else ()),
@@ -244,6 +244,6 @@ def test_rows_in_the_dead_letters_are_a_warning_and_the_hour_is_materialized(ins
     result = execute(instance, Scripted(some_failed), **LIVE)
     assert result.success
     assert materialized(result, NORMALIZED) == KEYS[:1]
-    assert verdicts(result, NORMALIZED) == {KEYS[0]: (False, "WARN")}
+    assert check_results(result, NORMALIZED) == {KEYS[0]: (False, "WARN")}
     types = {event.event_type for event in result.all_events}
     assert DagsterEventType.ASSET_FAILED_TO_MATERIALIZE not in types

@@ -1,4 +1,4 @@
-"""Which runs the sensor asks for: hours, claims, failures and pauses as a table of situations."""
+"""Which runs the sensor asks for: hours, requests, failures and pauses as a table of situations."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import pytest
 
 from analytics_pipeline.orchestration.partitions import HourRange
 from analytics_pipeline.orchestration.planning import (
-    LEFT_MARKS,
+    LEFT_PENDING_WORK,
     LONGEST_PAUSE,
     LOST,
     MAX_RANGES_UNDER_WAY,
-    ClaimedRun,
     Plan,
+    RequestedRun,
     RunState,
     Situation,
     make_plan,
     pause_after,
 )
 from analytics_pipeline.records import DERIVED, HOUR, DerivedName, PendingHour
-from analytics_pipeline.storage.claims import HourClaim
+from analytics_pipeline.storage.run_requests import HourRequest
 
 NOW = datetime(2026, 11, 21, 10, 57, tzinfo=UTC)
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -36,15 +36,15 @@ def waits(hour: datetime, *assets: DerivedName, newest: datetime = NOW) -> Pendi
     return PendingHour(hour, assets or ("normalized_measurements",), ("sensor",), 1, newest, newest)
 
 
-def claim(hour: datetime, word: str = "c1", attempt: int = 1, at: datetime | None = None) -> HourClaim:
+def request(hour: datetime, word: str = "c1", attempt: int = 1, at: datetime | None = None) -> HourRequest:
     at = at or ago(minutes=1)
-    return HourClaim(hour, word, attempt, at, at + timedelta(seconds=30))
+    return HourRequest(hour, word, attempt, at, at + timedelta(seconds=30))
 
 
 def plan(
     *pending: PendingHour,
-    claims: list[HourClaim] | None = None,
-    runs: dict[str, ClaimedRun] | None = None,
+    requested: list[HourRequest] | None = None,
+    runs: dict[str, RequestedRun] | None = None,
     busy: set[datetime] | None = None,
     ranges_under_way: int = 0,
     **live: bool,
@@ -54,7 +54,7 @@ def plan(
         now=NOW,
         first_hour=START,
         pending=pending,
-        claims={one.hour: one for one in claims or []},
+        hour_requests={one.hour: one for one in requested or []},
         runs=runs or {},
         busy=frozenset(busy or ()),
         ranges_under_way=ranges_under_way,
@@ -80,9 +80,9 @@ def test_a_live_run_that_waits_to_begin_is_enough() -> None:
 
 
 def test_a_lingering_run_makes_room_for_a_successor_and_one_that_does_not_linger_is_awaited() -> None:
-    runs = {"c1": ClaimedRun(RunState.UNDER_WAY)}
-    assert asked(plan(waits(CURRENT), claims=[claim(CURRENT)], runs=runs, linger=True)) == [("live", CURRENT, 1)]
-    assert asked(plan(waits(CURRENT), claims=[claim(CURRENT)], runs=runs)) == []
+    runs = {"c1": RequestedRun(RunState.UNDER_WAY)}
+    assert asked(plan(waits(CURRENT), requested=[request(CURRENT)], runs=runs, linger=True)) == [("live", CURRENT, 1)]
+    assert asked(plan(waits(CURRENT), requested=[request(CURRENT)], runs=runs)) == []
 
 
 def test_live_data_that_is_computed_already_asks_for_a_successor_where_runs_linger() -> None:
@@ -92,8 +92,8 @@ def test_live_data_that_is_computed_already_asks_for_a_successor_where_runs_ling
 
 
 def test_a_live_run_that_failed_pauses_also_where_runs_linger() -> None:
-    runs = {"c1": ClaimedRun(RunState.FAILED, NOW, "boom")}
-    assert asked(plan(waits(CURRENT), claims=[claim(CURRENT)], runs=runs, linger=True)) == []
+    runs = {"c1": RequestedRun(RunState.FAILED, NOW, "boom")}
+    assert asked(plan(waits(CURRENT), requested=[request(CURRENT)], runs=runs, linger=True)) == []
 
 
 def test_older_hours_run_as_ranges_of_at_most_a_day_on_the_backfill_queue() -> None:
@@ -104,7 +104,7 @@ def test_older_hours_run_as_ranges_of_at_most_a_day_on_the_backfill_queue() -> N
         ("backfill", first + 24 * HOUR, 6),
         ("backfill", first + 40 * HOUR, 1),
     ]
-    assert {one.claim for one in made.claims if one.hour < first + 24 * HOUR} == {"new1"}
+    assert {one.request_id for one in made.hour_requests if one.hour < first + 24 * HOUR} == {"new1"}
 
 
 def test_the_oldest_come_first_and_only_so_many_at_once() -> None:
@@ -135,19 +135,19 @@ def test_an_hour_without_a_partition_is_named_and_never_asked_for(hour: datetime
 
 
 def test_a_request_whose_run_is_still_to_appear_is_awaited() -> None:
-    made = plan(waits(CURRENT), claims=[claim(CURRENT, at=ago(seconds=29))])
+    made = plan(waits(CURRENT), requested=[request(CURRENT, at=ago(seconds=29))])
     assert (made.requests, made.busy) == ([], 1)
 
 
 def test_a_request_whose_run_never_appeared_is_made_again() -> None:
-    made = plan(waits(CURRENT), claims=[claim(CURRENT, at=ago(seconds=31))])
+    made = plan(waits(CURRENT), requested=[request(CURRENT, at=ago(seconds=31))])
     assert made.requests[0].attempt == 2
-    assert made.claims[0].last_error == LOST
+    assert made.hour_requests[0].last_error == LOST
 
 
 def test_a_run_under_way_is_awaited_however_long_it_takes() -> None:
     made = plan(
-        waits(CURRENT), claims=[claim(CURRENT, at=ago(hours=2))], runs={"c1": ClaimedRun(RunState.UNDER_WAY)}
+        waits(CURRENT), requested=[request(CURRENT, at=ago(hours=2))], runs={"c1": RequestedRun(RunState.UNDER_WAY)}
     )
     assert (made.requests, made.busy) == ([], 1)
 
@@ -155,44 +155,44 @@ def test_a_run_under_way_is_awaited_however_long_it_takes() -> None:
 def test_what_arrived_during_a_run_that_succeeded_starts_over_with_the_first_attempt() -> None:
     made = plan(
         waits(CURRENT, newest=ago(seconds=3)),
-        claims=[claim(CURRENT, attempt=4)],
-        runs={"c1": ClaimedRun(RunState.SUCCEEDED, ago(seconds=1))},
+        requested=[request(CURRENT, attempt=4)],
+        runs={"c1": RequestedRun(RunState.SUCCEEDED, ago(seconds=1))},
     )
     assert made.requests[0].attempt == 1
-    assert made.claims[0].last_error is None
+    assert made.hour_requests[0].last_error is None
 
 
-def test_a_run_that_succeeds_and_leaves_its_marks_is_no_reason_to_go_round_in_circles() -> None:
+def test_a_run_that_succeeds_and_leaves_its_pending_work_is_no_reason_to_go_round_in_circles() -> None:
     made = plan(
         waits(CURRENT, newest=ago(minutes=5)),
-        claims=[claim(CURRENT)],
-        runs={"c1": ClaimedRun(RunState.SUCCEEDED, ago(seconds=1))},
+        requested=[request(CURRENT)],
+        runs={"c1": RequestedRun(RunState.SUCCEEDED, ago(seconds=1))},
     )
     assert not made.requests
-    assert made.waiting[0].last_error == LEFT_MARKS
+    assert made.waiting[0].last_error == LEFT_PENDING_WORK
 
 
 def test_a_failed_hour_waits_and_says_until_when_and_why() -> None:
-    failed = ClaimedRun(RunState.FAILED, ago(seconds=4), "run x failed")
-    made = plan(waits(CURRENT), claims=[claim(CURRENT)], runs={"c1": failed})
+    failed = RequestedRun(RunState.FAILED, ago(seconds=4), "run x failed")
+    made = plan(waits(CURRENT), requested=[request(CURRENT)], runs={"c1": failed})
     assert not made.requests
-    assert made.waiting == made.claims
-    assert made.claims[0].next_try_at == NOW + timedelta(seconds=1)
-    assert made.claims[0].last_error == "run x failed"
+    assert made.waiting == made.hour_requests
+    assert made.hour_requests[0].next_try_at == NOW + timedelta(seconds=1)
+    assert made.hour_requests[0].last_error == "run x failed"
 
 
 def test_a_failed_hour_is_asked_for_again_after_its_pause_with_the_next_attempt() -> None:
-    failed = ClaimedRun(RunState.FAILED, ago(seconds=5), "run x failed")
-    made = plan(waits(CURRENT), claims=[claim(CURRENT)], runs={"c1": failed})
-    assert [(one.attempt, one.claim) for one in made.requests] == [(2, "new1")]
-    assert made.claims[0].last_error == "run x failed"  # stays in sight until the hour is done
+    failed = RequestedRun(RunState.FAILED, ago(seconds=5), "run x failed")
+    made = plan(waits(CURRENT), requested=[request(CURRENT)], runs={"c1": failed})
+    assert [(one.attempt, one.request_id) for one in made.requests] == [(2, "new1")]
+    assert made.hour_requests[0].last_error == "run x failed"  # stays in sight until the hour is done
 
 
 def test_a_run_that_was_terminated_is_no_failure_of_its_hours() -> None:
     """A range that a clean stop of the stack interrupted is asked for again as a range."""
     hours = [CURRENT - HOUR * back for back in (10, 9)]
-    runs = {"c1": ClaimedRun(RunState.CANCELED, ago(seconds=30), "run x was terminated")}
-    made = plan(*map(waits, hours), claims=[claim(hour) for hour in hours], runs=runs)
+    runs = {"c1": RequestedRun(RunState.CANCELED, ago(seconds=30), "run x was terminated")}
+    made = plan(*map(waits, hours), requested=[request(hour) for hour in hours], runs=runs)
     assert asked(made) == [("backfill", hours[0], 2)]
     assert [request.attempt for request in made.requests] == [1]
 
@@ -207,8 +207,8 @@ def test_a_failed_hour_of_a_range_is_tried_again_alone_so_that_it_takes_no_neigh
     hours = [first + HOUR * step for step in range(3)]
     made = plan(
         *map(waits, hours),
-        claims=[claim(hours[0]), claim(hours[1])],
-        runs={"c1": ClaimedRun(RunState.FAILED, ago(minutes=1), "run x failed")},
+        requested=[request(hours[0]), request(hours[1])],
+        runs={"c1": RequestedRun(RunState.FAILED, ago(minutes=1), "run x failed")},
     )
     assert [(request.hours.first, len(request.hours), request.attempt) for request in made.requests] == [
         (hours[0], 1, 2),
@@ -217,10 +217,10 @@ def test_a_failed_hour_of_a_range_is_tried_again_alone_so_that_it_takes_no_neigh
     ]
 
 
-def test_claims_of_hours_that_are_done_are_forgotten_but_not_while_their_run_goes_on() -> None:
-    done, running = claim(CURRENT - 3 * HOUR, "c1"), claim(CURRENT - 4 * HOUR, "c2")
+def test_requests_of_done_hours_are_forgotten_but_not_while_their_run_continues() -> None:
+    done, running = request(CURRENT - 3 * HOUR, "c1"), request(CURRENT - 4 * HOUR, "c2")
     made = plan(
-        claims=[done, running],
-        runs={"c1": ClaimedRun(RunState.SUCCEEDED), "c2": ClaimedRun(RunState.UNDER_WAY)},
+        requested=[done, running],
+        runs={"c1": RequestedRun(RunState.SUCCEEDED), "c2": RequestedRun(RunState.UNDER_WAY)},
     )
     assert made.settled == [done.hour]

@@ -20,9 +20,9 @@ from analytics_pipeline.orchestration.partitions import (
 )
 from analytics_pipeline.orchestration.reporting import MAX_HOURS_PER_TICK, Cursor, events, select
 from analytics_pipeline.orchestration.runs import UnfinishedRun, busy_hours, why_not_to_run
-from analytics_pipeline.orchestration.tags import CLAIM_TAG, CODE_TAG, MODE_TAG, PARENT_RUN_TAG
+from analytics_pipeline.orchestration.tags import CODE_TAG, MODE_TAG, PARENT_RUN_TAG, REQUEST_TAG
 from analytics_pipeline.records import HOUR, BatchHour, BatchReport
-from analytics_pipeline.storage.profile import RawTotals
+from analytics_pipeline.storage.row_counts import RawTotals
 
 H = datetime(2026, 11, 21, 10, tzinfo=UTC)
 
@@ -66,20 +66,20 @@ def test_a_runs_hours_come_from_its_partition_tags(tags: dict[str, str], hours: 
 @pytest.mark.parametrize(
     ("tags", "mode"),
     [
-        ({MODE_TAG: "incremental", CLAIM_TAG: "c"}, "incremental"),
-        ({MODE_TAG: "incremental", CLAIM_TAG: "c", PARENT_RUN_TAG: "r"}, "full"),
+        ({MODE_TAG: "incremental", REQUEST_TAG: "c"}, "incremental"),
+        ({MODE_TAG: "incremental", REQUEST_TAG: "c", PARENT_RUN_TAG: "r"}, "full"),
         ({MODE_TAG: "incremental"}, "full"),
-        ({CLAIM_TAG: "c"}, "full"),
+        ({REQUEST_TAG: "c"}, "full"),
         ({}, "full"),
     ],
-    ids=["asked for by the sensor", "re-executed", "no claim", "no mode", "a person's"],
+    ids=["asked for by the sensor", "re-executed", "no request", "no mode", "a person's"],
 )
 def test_only_the_sensors_own_run_is_incremental(tags: dict[str, str], mode: str) -> None:
     assert mode_of_run(tags) == mode
 
 
-def run(hours: HourRange, status: DagsterRunStatus, claim: str | None = None) -> UnfinishedRun:
-    return UnfinishedRun("r", status, hours, claim, "backfill", H)
+def run(hours: HourRange, status: DagsterRunStatus, request_id: str | None = None) -> UnfinishedRun:
+    return UnfinishedRun("r", status, hours, request_id, "backfill", H)
 
 
 def test_a_live_hour_waits_for_no_backfill_but_for_a_run_of_its_own_that_has_begun() -> None:
@@ -90,7 +90,7 @@ def test_a_live_hour_waits_for_no_backfill_but_for_a_run_of_its_own_that_has_beg
     assert busy_hours([run(day, started)], live_from) == older
     assert busy_hours([run(HourRange(H, H), starting)], live_from) == frozenset()
     assert busy_hours([run(HourRange(H, H), started)], live_from) == {H}
-    assert busy_hours([run(HourRange(H, H), starting, claim="c")], live_from) == {H}
+    assert busy_hours([run(HourRange(H, H), starting, request_id="c")], live_from) == {H}
 
 
 # ---------------------------------------------------------------------- code
@@ -124,28 +124,28 @@ def test_a_fingerprint_changes_with_a_source_and_only_then(tmp_path: Path) -> No
 def batch(batch_id: int, *hours: datetime, dead_letters: int = 0) -> BatchReport:
     reasons = {"not_json": dead_letters} if dead_letters else {}
     samples = ["topic[0]@7 not_json"] if dead_letters else []
-    shares = tuple(BatchHour(hour, "sensor", 10, dead_letters, 1, reasons, samples) for hour in hours)
-    return BatchReport(batch_id, H, 0.1, shares)
+    batch_hours = tuple(BatchHour(hour, "sensor", 10, dead_letters, 1, reasons, samples) for hour in hours)
+    return BatchReport(batch_id, H, 0.1, batch_hours)
 
 
-def test_batches_of_one_hour_are_reported_as_one_materialization_and_one_verdict() -> None:
+def test_batches_of_one_hour_are_reported_as_one_materialization_and_one_check_result() -> None:
     selection = select(Cursor(), [batch(1, H), batch(2, H, dead_letters=3)], H, H)
     made = events(selection, {H: RawTotals(120, 3)})
-    materialization, verdict = made
+    materialization, check = made
     assert isinstance(materialization, AssetMaterialization)
-    assert isinstance(verdict, AssetCheckEvaluation)
-    assert materialization.partition == verdict.partition == "2026-11-21-10:00"
+    assert isinstance(check, AssetCheckEvaluation)
+    assert materialization.partition == check.partition == "2026-11-21-10:00"
     assert materialization.metadata["rows_written"].value == 20
     assert materialization.metadata["dagster/row_count"].value == 120
     assert materialization.metadata["batches"].value == "1-2"
-    assert not verdict.passed
-    assert verdict.metadata["failing_expectations"].value == {"not_json": 3}
+    assert not check.passed
+    assert check.metadata["failing_expectations"].value == {"not_json": 3}
     assert str(selection.cursor) == "2"
 
 
 def test_an_hour_without_a_partition_is_not_reported_and_the_cursor_passes_it() -> None:
     selection = select(Cursor(), [batch(1, H - HOUR, H, H + HOUR)], H, H)
-    assert list(selection.shares) == [H]
+    assert list(selection.batch_hours) == [H]
     assert selection.cursor == Cursor(1)
 
 
@@ -155,7 +155,7 @@ def test_more_hours_than_a_tick_takes_are_reported_by_the_next_ticks_and_none_tw
     cursor, reported = Cursor(), []
     for _ in range(3):
         selection = select(Cursor.parse(str(cursor)), batches, H, hours[-1])
-        reported += selection.shares
+        reported += selection.batch_hours
         cursor = selection.cursor
         batches = [*batches, batch(batches[-1].batch_id + 1, H)]  # what arrives meanwhile waits for its turn
     assert reported == hours

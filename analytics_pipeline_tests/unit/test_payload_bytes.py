@@ -1,4 +1,4 @@
-"""Duplicate keys and broken text, found in joined payloads: the same verdict as one by one."""
+"""Duplicate keys and broken text, found in joined payloads: the same result as one by one."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analytics_pipeline.stages import payload_bytes
-from analytics_pipeline.stages.payload_bytes import Keys, duplicate_keys, not_utf8
+from analytics_pipeline.assets.raw_events import payload_bytes
+from analytics_pipeline.assets.raw_events.payload_bytes import Keys, duplicate_keys, not_utf8
 
 KEYS = Keys(frozenset({"time", "value"}), frozenset({"unit"}))
 
@@ -42,7 +42,7 @@ members = st.lists(st.sampled_from(["time", "value", "unit", "note", "e"]), max_
 
 
 @given(st.lists(members, max_size=30), st.sampled_from([1, 60, 256 * 1024]))
-def test_joined_payloads_are_judged_as_each_by_itself(extras: list[list[str]], chunk_bytes: int) -> None:
+def test_joined_payloads_are_checked_as_each_alone(extras: list[list[str]], chunk_bytes: int) -> None:
     payloads = [
         ("{" + ",".join(f"{json.dumps(k)}:1" for k in ["time", "value", *more]) + "}").encode() for more in extras
     ]

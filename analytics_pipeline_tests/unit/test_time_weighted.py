@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from analytics_pipeline.assets.windows import transform as windows
+from analytics_pipeline.assets.windows.transform import EarlierSamples
 from analytics_pipeline.formulas import moments, rank_sketch
 from analytics_pipeline.formulas.moments import LARGEST_VALUE
-from analytics_pipeline.stages import windows
-from analytics_pipeline.stages.windows import EarlierSamples
 from analytics_pipeline_tests import reference
 from analytics_pipeline_tests.window_rows import GAP_US, MEASUREMENTS, NOON_US, SECOND, keyed
 

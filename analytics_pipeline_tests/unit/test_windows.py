@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
+from analytics_pipeline.assets.windows import transform as windows
+from analytics_pipeline.assets.windows.transform import EarlierSamples
 from analytics_pipeline.records import from_us
-from analytics_pipeline.stages import windows
-from analytics_pipeline.stages.windows import EarlierSamples
 from analytics_pipeline_tests import reference
 from analytics_pipeline_tests.reference import Message, SeriesKey
 from analytics_pipeline_tests.window_rows import GAP_US, MEASUREMENTS, NOON_US, SECOND, base, keyed
@@ -167,7 +167,7 @@ def last_samples_before(frame: pl.DataFrame, start_us: int) -> list[tuple[int, i
     st.lists(st.booleans(), min_size=15, max_size=15),
     st.sampled_from([0, SECOND // 4, 45 * SECOND, GAP_US, 500 * SECOND]),
 )
-def test_windows_computed_in_any_stretches_have_the_bits_of_all_computed_at_once(
+def test_windows_computed_in_any_parts_have_the_bits_of_all_computed_at_once(
     rows: list[tuple[int, int, int, float]], computed: list[bool], gap_us: int
 ) -> None:
     whole = keyed(rows, gap_us=gap_us)

@@ -10,6 +10,7 @@ import polars as pl
 
 from analytics_pipeline.assets import regions as area
 from analytics_pipeline.assets.anomalies.spec import SPEC, TABLE
+from analytics_pipeline.assets.anomalies.transform import detect
 from analytics_pipeline.assets.calculation import (
     Computed,
     Context,
@@ -21,17 +22,16 @@ from analytics_pipeline.assets.calculation import (
     Written,
     split_gate,
 )
-from analytics_pipeline.assets.windows import rows as windows
+from analytics_pipeline.assets.windows import table as windows
 from analytics_pipeline.assets.windows.spec import TABLE as WINDOWS
 from analytics_pipeline.detectors.base import Detector
 from analytics_pipeline.domains.base import Domain
 from analytics_pipeline.formulas.limits import spans
 from analytics_pipeline.records import Region, from_us
-from analytics_pipeline.stages.anomalies import detect
 from analytics_pipeline.storage import table_io
 from analytics_pipeline.storage.pending_work import Invalidation, Scope
 
-_JUDGED = ("domain_id", "bucket_start", "window_s", "series_id", "count_n", "avg_val", "min_val", "max_val")
+_TARGET_COLUMNS = ("domain_id", "bucket_start", "window_s", "series_id", "count_n", "avg_val", "min_val", "max_val")
 
 
 class AnomalyCalculation:
@@ -49,8 +49,8 @@ class AnomalyCalculation:
         gate = context.gate(frame, [work.domain for work in works])
         return Computed(
             validated={
-                work.key: Validated(gate=verdict, rows_seen=verdict.rows, rows_failed=len(verdict.reasons))
-                for work, verdict in zip(works, split_gate(gate, part, works), strict=True)
+                work.key: Validated(gate=result, rows_seen=result.rows, rows_failed=len(result.reasons))
+                for work, result in zip(works, split_gate(gate, part, works), strict=True)
             },
             write=partial(_write, context, works, regions, frame, parts),
         )
@@ -69,7 +69,7 @@ def _alike(regions: Sequence[Region], domains: Mapping[int, Domain]) -> list[lis
 def _detect(context: Context, domains: Mapping[int, Domain], regions: Sequence[Region]) -> pl.DataFrame:
     """The anomalies among the windows of some regions that are alike."""
     base_s, detectors = context.settings.base_window_s, domains[regions[0].domain_id].detectors
-    targets = table_io.read_regions(context.connection, WINDOWS, regions, names=_JUDGED, window_s=base_s)
+    targets = table_io.read_regions(context.connection, WINDOWS, regions, names=_TARGET_COLUMNS, window_s=base_s)
     if targets.is_empty():
         return TABLE.empty()
     series = targets.select("domain_id", "series_id").unique().sort("domain_id", "series_id")

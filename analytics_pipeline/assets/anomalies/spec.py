@@ -16,7 +16,7 @@ TABLE = TableSpec(
         Column("detector", "text", "", "name of the detector"),
         Column("anomaly_id", "text", "", "from series, window and detector: the same on every rebuild"),
         Column("severity", "text", "", "warning or critical"),
-        Column("value", "float8", "value", "the figure that was judged"),
+        Column("value", "float8", "value", "the figure that was evaluated"),
         Column("score", "float8", "1", "how far it is out, in the detector's measure"),
         Column("detail", "text", "", "the figures that explain it, as JSON"),
     ),

@@ -22,10 +22,10 @@ from analytics_pipeline.assets.calculation import (
     split_gate,
 )
 from analytics_pipeline.assets.kpis.spec import SPEC, TABLE
+from analytics_pipeline.assets.kpis.transform import machine_kpis
 from analytics_pipeline.assets.windows.spec import TABLE as WINDOWS
 from analytics_pipeline.formulas.limits import spans
 from analytics_pipeline.records import HOUR_S, HOUR_US, Region
-from analytics_pipeline.stages.kpis import machine_kpis
 from analytics_pipeline.storage import table_io
 from analytics_pipeline.storage.pending_work import Invalidation
 from analytics_pipeline.storage.series import MACHINE, read_machines
@@ -48,8 +48,8 @@ class KpiCalculation:
         gate = context.gate(frame, [work.domain for work in works])
         return Computed(
             validated={
-                work.key: Validated(gate=verdict, rows_seen=verdict.rows, rows_failed=len(verdict.reasons))
-                for work, verdict in zip(works, split_gate(gate, part, works), strict=True)
+                work.key: Validated(gate=result, rows_seen=result.rows, rows_failed=len(result.reasons))
+                for work, result in zip(works, split_gate(gate, part, works), strict=True)
             },
             write=partial(_write, context, works, machines, frame, parts),
         )

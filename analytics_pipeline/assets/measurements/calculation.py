@@ -21,15 +21,15 @@ from analytics_pipeline.assets.calculation import (
     Written,
     split_gate,
 )
-from analytics_pipeline.assets.measurements import rows as table
+from analytics_pipeline.assets.measurements import table
 from analytics_pipeline.assets.measurements.failing_series import Evaluated, excused
 from analytics_pipeline.assets.measurements.spec import SPEC
+from analytics_pipeline.assets.measurements.transform import Samples, decode_samples, latest
+from analytics_pipeline.assets.raw_events.transform import Rejection
 from analytics_pipeline.domains.base import Domain
 from analytics_pipeline.quality.gates import quarantines
 from analytics_pipeline.quality.suites import name_measures
 from analytics_pipeline.records import HOUR_US, DeadLetter, GateResult
-from analytics_pipeline.stages.normalize import Samples, decode_samples, latest
-from analytics_pipeline.stages.raw import Refusal
 from analytics_pipeline.storage import dead_letters, raw_events
 from analytics_pipeline.storage.pending_work import MAX_SERIES, Invalidation, Scope, merged_spans
 from analytics_pipeline.storage.raw_events import StoredRows
@@ -44,7 +44,7 @@ class _Tally:
 
     gate: GateResult
     unreadable: int = 0
-    letters: list[DeadLetter] = field(default_factory=list)
+    dead_letters: list[DeadLetter] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ class MeasurementCalculation:
             self._chunk(context, works, parts, raw, tallies, evaluated) for raw in table.read_raw(context, works)
         ]
         late = table.late_rows(context.connection, works)
-        stored = table.count_letters(context.connection, [w for w in works if not w.whole and w.state.rows_failed])
+        added_to = [work for work in works if not work.whole and work.state.rows_failed]
+        stored = table.count_dead_letters(context.connection, added_to)
         validated = {
             work.key: _validated(context, work, at, tally, late[at], stored.get(work.key, 0), evaluated)
             for at, (work, tally) in enumerate(zip(works, tallies, strict=True))
@@ -101,8 +102,8 @@ class MeasurementCalculation:
             return {}
         gate = context.gate(_gate_frame(chunks), [chunk.domain for chunk in chunks])
         part = np.concatenate([chunk.part for chunk in chunks])
-        for tally, verdict in zip(tallies, split_gate(gate, part, works), strict=True):
-            tally.gate = tally.gate.followed_by(verdict) if tally.gate.rows else verdict
+        for tally, result in zip(tallies, split_gate(gate, part, works), strict=True):
+            tally.gate = tally.gate.followed_by(result) if tally.gate.rows else result
         self._tally(context, works, chunks, gate, tallies)
         failed = np.zeros(len(part), np.bool_)
         failed[list(gate.reasons)] = True
@@ -129,12 +130,12 @@ class MeasurementCalculation:
             many = len(chunk.samples.row)
             reasons = {row - first: reason for row, reason in gate.reasons.items() if first <= row < first + many}
             first += many
-            if not reasons and not chunk.samples.refusals:
+            if not reasons and not chunk.samples.rejections:
                 continue
-            for row in chunk.samples.refusals:
+            for row in chunk.samples.rejections:
                 tallies[chunk.raw_part[row]].unreadable += 1
-            for place, letter in _letters(context, chunk, reasons):
-                tallies[place].letters.append(letter)
+            for index, dead_letter in _dead_letters(context, chunk, reasons):
+                tallies[index].dead_letters.append(dead_letter)
 
     # ------------------------------------------------------------------ writing
 
@@ -156,10 +157,11 @@ class MeasurementCalculation:
         chosen = [work for work in works if work.key in accepted]
         whole = [work for work in chosen if work.whole]
         dead_letters.forget_all(context.connection, SPEC.name, [work.key for work in whole])
-        letters = [one for at, work in enumerate(works) if work.key in accepted for one in tallies[at].letters]
-        dead_letters.write(context.connection, letters)
+        rejected = [one for at, work in enumerate(works) if work.key in accepted for one in tallies[at].dead_letters]
+        dead_letters.write(context.connection, rejected)
         held = table.replace_or_merge(context.connection, works, parts, rows, part, accepted)
-        failed = table.count_letters(context.connection, [w for w in chosen if _may_have_letters(w, tallies, works)])
+        failing = [work for work in chosen if _may_have_dead_letters(work, tallies, works)]
+        failed = table.count_dead_letters(context.connection, failing)
         counts = parts.counts(part)
         results = {
             work.key: Written(rows=held[work.key], written=counts[at], rows_failed=failed.get(work.key, 0))
@@ -169,26 +171,26 @@ class MeasurementCalculation:
         return results, _stale(context, works, rows, part, accepted)
 
 
-def _may_have_letters(work: Work, tallies: Sequence[_Tally], works: Sequence[Work]) -> bool:
-    return bool(work.state.rows_failed or tallies[works.index(work)].letters)
+def _may_have_dead_letters(work: Work, tallies: Sequence[_Tally], works: Sequence[Work]) -> bool:
+    return bool(work.state.rows_failed or tallies[works.index(work)].dead_letters)
 
 
 def _validated(
     context: Context,
     work: Work,
-    place: int,
+    index: int,
     tally: _Tally,
     late_rows: int,
-    stored_letters: int,
+    stored_dead_letters: int,
     evaluated: Sequence[Evaluated],
 ) -> Validated:
     dead_letters_now = len(tally.gate.reasons) + tally.unreadable
-    held = 0 if work.whole else work.state.rows + stored_letters
+    held = 0 if work.whole else work.state.rows + stored_dead_letters
     seen = held + tally.gate.rows + tally.unreadable
-    failed = stored_letters + dead_letters_now
+    failed = stored_dead_letters + dead_letters_now
     if quarantines(work.domain, seen, failed):
-        by_themselves = excused(context, work, place, evaluated)
-        seen, failed = seen - by_themselves[0], failed - by_themselves[1]
+        of_failing_series = excused(context, work, index, evaluated)
+        seen, failed = seen - of_failing_series[0], failed - of_failing_series[1]
     return Validated(
         gate=tally.gate, rows_seen=seen, rows_failed=failed, dead_letters=dead_letters_now, late_rows=late_rows
     )
@@ -252,17 +254,17 @@ def _joined(chunks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return latest({name: np.concatenate([chunk[name] for chunk in filled]) for name in filled[0]})
 
 
-def _letters(context: Context, chunk: _Chunk, failed: Mapping[int, str]) -> Iterator[tuple[int, DeadLetter]]:
-    """The dead letters of a chunk, each with the place of its domain partition."""
+def _dead_letters(context: Context, chunk: _Chunk, failed: Mapping[int, str]) -> Iterator[tuple[int, DeadLetter]]:
+    """The dead letters of a chunk, each with the index of its domain partition."""
     samples, raw = chunk.samples, chunk.raw
-    refused = {(row, 0): refusal for row, refusal in samples.refusals.items()}
+    rejected = {(row, 0): rejection for row, rejection in samples.rejections.items()}
     for sample, reason in failed.items():
         series = samples.keys[samples.series[sample]]
         names = ", ".join(f"{name} {value!r}" for name, value in series._asdict().items() if value is not None)
         error = f"{reason}: {names}, value {float(samples.value[sample])!r}"
-        refused[int(samples.row[sample]), int(samples.ordinal[sample])] = Refusal(reason, error)
-    origins = raw_events.read_origins(context.connection, raw, sorted({row for row, _ in refused}))
-    for (row, ordinal), refusal in sorted(refused.items()):
+        rejected[int(samples.row[sample]), int(samples.ordinal[sample])] = Rejection(reason, error)
+    origins = raw_events.read_origins(context.connection, raw, sorted({row for row, _ in rejected}))
+    for (row, ordinal), rejection in sorted(rejected.items()):
         origin = origins[row]
         yield (
             int(chunk.raw_part[row]),
@@ -275,8 +277,8 @@ def _letters(context: Context, chunk: _Chunk, failed: Mapping[int, str]) -> Iter
                 stage=SPEC.name,
                 domain=chunk.domain.name,
                 is_element=chunk.domain.split is not None,
-                reason=refusal.reason,
-                error=refusal.error,
+                reason=rejection.reason,
+                error=rejection.error,
                 payload=raw.payload[row],
                 key=origin.key,
                 headers=origin.headers,

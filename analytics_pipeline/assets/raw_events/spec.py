@@ -19,7 +19,7 @@ TABLE = TableSpec(
         Column("domain_id", "int4", "", "number of the domain"),
         Column("kafka_time", "timestamptz", "", "Kafka timestamp of the message"),
         Column("event_time", "timestamptz", "", "when it happened, as the payload says"),
-        Column("arrived_at", "timestamptz", "", "when the drain read it: plausibility is judged against this"),
+        Column("arrived_at", "timestamptz", "", "when the drain read it: plausibility is classified against this"),
         Column("batch_id", "int8", "", "the batch of the drain that wrote it"),
         Column("payload", "text", "", "the payload as it came"),
     ),

@@ -14,10 +14,10 @@ import polars as pl
 from analytics_pipeline.assets import regions as area
 from analytics_pipeline.assets.calculation import Context, Key, Parts, Work
 from analytics_pipeline.assets.measurements.spec import TABLE as MEASUREMENTS
-from analytics_pipeline.assets.windows import rows as table
+from analytics_pipeline.assets.windows import table
 from analytics_pipeline.assets.windows.spec import TABLE
+from analytics_pipeline.assets.windows.transform import EarlierSamples, base_windows, carried_into
 from analytics_pipeline.records import HOUR, HOUR_S, HOUR_US, Region
-from analytics_pipeline.stages.windows import EarlierSamples, base_windows, carried_into
 from analytics_pipeline.storage import table_io
 from analytics_pipeline.storage.pending_work import Invalidation, Scope
 

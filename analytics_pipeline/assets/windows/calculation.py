@@ -28,7 +28,7 @@ from analytics_pipeline.assets.calculation import (
     Written,
     split_gate,
 )
-from analytics_pipeline.assets.windows import rows as table
+from analytics_pipeline.assets.windows import table
 from analytics_pipeline.assets.windows.base_level import (
     base_level,
     first_windows,
@@ -37,8 +37,8 @@ from analytics_pipeline.assets.windows.base_level import (
     with_domain,
 )
 from analytics_pipeline.assets.windows.spec import SPEC, TABLE
+from analytics_pipeline.assets.windows.transform import merge_windows
 from analytics_pipeline.records import HOUR, HOUR_S, DerivedName, Region, from_us
-from analytics_pipeline.stages.windows import merge_windows
 from analytics_pipeline.storage import table_io
 from analytics_pipeline.storage.pending_work import MAX_SERIES, Invalidation, Scope
 
@@ -67,12 +67,12 @@ class WindowCalculation:
         withheld = _withheld(frame, part, gate.reasons)
         validated = {
             work.key: Validated(
-                gate=verdict,
-                rows_seen=verdict.rows,
-                rows_failed=len(verdict.reasons),
+                gate=result,
+                rows_seen=result.rows,
+                rows_failed=len(result.reasons),
                 withheld_series=withheld.get(at, ()),
             )
-            for at, (work, verdict) in enumerate(zip(works, split_gate(gate, part, works), strict=True))
+            for at, (work, result) in enumerate(zip(works, split_gate(gate, part, works), strict=True))
         }
         return Computed(
             validated=validated, write=partial(self._write, context, works, levels, frame, part, withheld)
@@ -166,12 +166,12 @@ def _part_of(parts: Parts, frame: pl.DataFrame) -> Ints:
 
 
 def _withheld(frame: pl.DataFrame, part: Ints, reasons: Mapping[int, str]) -> dict[int, tuple[int, ...]]:
-    """The series of failing windows, by the place of their domain partition."""
+    """The series of failing windows, by the index of their domain partition."""
     series = frame["series_id"].to_numpy()
     found: dict[int, set[int]] = {}
     for row in reasons:
         found.setdefault(int(part[row]), set()).add(int(series[row]))
-    return {place: tuple(sorted(its)) for place, its in found.items()}
+    return {index: tuple(sorted(its)) for index, its in found.items()}
 
 
 def _allowed(
@@ -184,8 +184,8 @@ def _allowed(
     """Rows of accepted domain partitions, but for the series that are withheld."""
     may = np.array([work.key in accepted for work in works] + [False])
     allowed = may[part]
-    for place, series in withheld.items():
-        allowed &= ~((part == place) & frame["series_id"].is_in(list(series)).to_numpy())
+    for index, series in withheld.items():
+        allowed &= ~((part == index) & frame["series_id"].is_in(list(series)).to_numpy())
     return pl.Series(allowed, dtype=pl.Boolean)
 
 

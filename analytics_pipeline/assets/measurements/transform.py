@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from analytics_pipeline.assets.raw_events.payload_bytes import Keys, duplicate_keys
+from analytics_pipeline.assets.raw_events.transform import ERROR_CHARACTERS, PAYLOAD_ERRORS, Rejection, explain
 from analytics_pipeline.domains.base import Domain, SeriesKey, SeriesTuple
-from analytics_pipeline.stages.payload_bytes import Keys, duplicate_keys
-from analytics_pipeline.stages.raw import ERROR_CHARACTERS, PAYLOAD_ERRORS, Refusal, explain
 
 Ints = npt.NDArray[np.int64]
 #: Payloads decoded in one go: few enough to stay in the processor's cache, and to be gone through again one by
@@ -42,7 +42,7 @@ class Samples:
         ordinal: its place among the samples of that payload.
         series: index into ``keys``.
         keys: the distinct series, in the order in which they appear.
-        refusals: payloads that could not be read, by row; they have no samples.
+        rejections: payloads that could not be read, by row; they have no samples.
     """
 
     row: Ints
@@ -51,7 +51,7 @@ class Samples:
     series: Ints
     value: npt.NDArray[np.float64]
     keys: list[SeriesKey]
-    refusals: dict[int, Refusal]
+    rejections: dict[int, Rejection]
 
     def names_frame(self) -> pl.DataFrame:
         """The names of the series, a row per series."""
@@ -68,18 +68,18 @@ class Samples:
 def decode_samples(payloads: Sequence[bytes], domain: Domain) -> Samples:
     """The samples of raw payloads. A payload that cannot be read, or on which the domain fails, raises nothing."""
     index: dict[SeriesTuple, int] = {}
-    refusals: dict[int, Refusal] = {}
+    rejections: dict[int, Rejection] = {}
     parts = [
-        _decode_chunk(payloads[first : first + CHUNK_PAYLOADS], first, domain, index, refusals)
+        _decode_chunk(payloads[first : first + CHUNK_PAYLOADS], first, domain, index, rejections)
         for first in range(0, len(payloads), CHUNK_PAYLOADS)
     ]
     columns = [np.concatenate(column) for column in zip(*(parts or [_NO_SAMPLES]), strict=True)]
-    twice = _with_duplicate_keys(payloads, domain, refusals)
+    twice = _with_duplicate_keys(payloads, domain, rejections)
     if twice:
         kept = ~np.isin(columns[0], list(twice))
         columns = [column[kept] for column in columns]
     row, ordinal, sample_key, series, value = columns
-    return Samples(row, ordinal, sample_key, series, value, [SeriesKey(*key) for key in index], refusals | twice)
+    return Samples(row, ordinal, sample_key, series, value, [SeriesKey(*key) for key in index], rejections | twice)
 
 
 def _decode_chunk(
@@ -87,16 +87,16 @@ def _decode_chunk(
     first: int,
     domain: Domain,
     index: dict[SeriesTuple, int],
-    refusals: dict[int, Refusal],
+    rejections: dict[int, Rejection],
 ) -> _Columns:
-    """Row, ordinal, sample key, series and value of a chunk's samples; adds to ``index`` and ``refusals``."""
+    """Row, ordinal, sample key, series and value of a chunk's samples; adds to ``index`` and ``rejections``."""
     decode, take = msgspec.json.Decoder(domain.payload).decode, domain.samples
     try:
         return _columns(list(map(take, map(decode, payloads))), first, index)  # in C: every message passes here
     except Exception:  # noqa: BLE001
         # One of them cannot be read, or the domain fails on it: each by itself, so that the others are.
         taken = [
-            _samples_or_none(payload, at, decode, take, refusals) for at, payload in enumerate(payloads, first)
+            _samples_or_none(payload, at, decode, take, rejections) for at, payload in enumerate(payloads, first)
         ]
         return _columns(taken, first, index)
 
@@ -126,28 +126,28 @@ def _samples_or_none(
     row: int,
     decode: Callable[[bytes], Any],
     take: Callable[[Any], Sequence[tuple[SeriesTuple, float, int]]],
-    refusals: dict[int, Refusal],
+    rejections: dict[int, Rejection],
 ) -> Sequence[tuple[SeriesTuple, float, int]]:
     try:
         samples = take(decode(payload))
         _columns([samples], 0, {})
     except PAYLOAD_ERRORS as error:
-        refusals[row] = explain(payload, error)
+        rejections[row] = explain(payload, error)
     except Exception as error:  # noqa: BLE001
-        refusals[row] = Refusal("domain_error", f"{type(error).__name__}: {error}"[:ERROR_CHARACTERS])
+        rejections[row] = Rejection("domain_error", f"{type(error).__name__}: {error}"[:ERROR_CHARACTERS])
     else:
         return samples
     return ()
 
 
 def _with_duplicate_keys(
-    payloads: Sequence[bytes], domain: Domain, refused: Mapping[int, Refusal]
-) -> dict[int, Refusal]:
+    payloads: Sequence[bytes], domain: Domain, rejected: Mapping[int, Rejection]
+) -> dict[int, Rejection]:
     """Payloads that could be read, but hold a key that is read more than once, be it the time's."""
-    rows = [row for row in range(len(payloads)) if row not in refused] if refused else range(len(payloads))
-    found = duplicate_keys([payloads[row] for row in rows] if refused else payloads, _keys(domain))
+    rows = [row for row in range(len(payloads)) if row not in rejected] if rejected else range(len(payloads))
+    found = duplicate_keys([payloads[row] for row in rows] if rejected else payloads, _keys(domain))
     return {
-        rows[at]: Refusal("duplicate_key", f"key {key!r} is there more than once; which one counts is not defined")
+        rows[at]: Rejection("duplicate_key", f"key {key!r} is there more than once; which one counts is not defined")
         for at, key in found.items()
     }
 

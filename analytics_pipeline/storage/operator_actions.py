@@ -21,7 +21,7 @@ SKIPPED = "skipped by hand: offsets seek"
 RELEASED = "released"
 
 
-class RefusedError(PipelineError):
+class ActionRefusedError(PipelineError):
     """A change by hand that would break an invariant: says which, and what to do instead."""
 
 
@@ -48,12 +48,12 @@ def seek(conn: Connection, topic: str, partition: int, to_offset: int) -> Stored
     stored stays as it is.
 
     Raises:
-        RefusedError: the partition is unknown, or offsets from there on are stored already.
+        ActionRefusedError: the partition is unknown, or offsets from there on are stored already.
         OffsetConflictError: a drain moved the partition meanwhile.
     """
     row = read_offsets(conn, [topic]).get((topic, partition))
     if row is None:
-        raise RefusedError(
+        raise ActionRefusedError(
             f"{topic}[{partition}]: never drained; 'analytics-pipeline offsets show' lists what was"
         )
     if to_offset > row.next_offset:
@@ -90,7 +90,7 @@ def _refuse_stored(conn: Connection, row: StoredOffset, to_offset: int) -> None:
         )
         first, last = cursor.fetchone()
     if first is not None:
-        raise RefusedError(
+        raise ActionRefusedError(
             f"{row.log.topic}[{row.log.partition}]: offsets {first} to {last} are stored already and would be "
             "stored twice; to read them again, materialize raw_events of their hours in the Dagster UI"
         )
@@ -123,13 +123,13 @@ def accept_gaps(conn: Connection, gap_ids: Sequence[int], by: str) -> list[int]:
     """Write down that a person knows of these gaps. Returns those that were open until now.
 
     Raises:
-        RefusedError: there is no such gap; names it.
+        ActionRefusedError: there is no such gap; names it.
     """
     with conn.cursor() as cursor:
         cursor.execute("SELECT gap_id FROM offset_gap WHERE gap_id = ANY(%s)", (list(gap_ids),))
         unknown = sorted(set(gap_ids) - {row[0] for row in cursor.fetchall()})
         if unknown:
-            raise RefusedError(
+            raise ActionRefusedError(
                 f"no such gap: {', '.join(map(str, unknown))}; 'analytics-pipeline gaps list --all' shows every gap"
             )
         cursor.execute(
@@ -145,7 +145,7 @@ def release(conn: Connection, asset: str, hour: datetime, domain: str) -> None:
     stay out.
 
     Raises:
-        RefusedError: it is not in quarantine.
+        ActionRefusedError: it is not in quarantine.
     """
     with conn.cursor() as cursor:
         cursor.execute(
@@ -156,7 +156,7 @@ def release(conn: Connection, asset: str, hour: datetime, domain: str) -> None:
         )
         row = cursor.fetchone()
         if row is None or asset not in DERIVED:
-            raise RefusedError(
+            raise ActionRefusedError(
                 f"not in quarantine: {asset}, {hour:%Y-%m-%dT%H:%MZ}, {domain}; "
                 "'analytics-pipeline gates list' shows what is"
             )

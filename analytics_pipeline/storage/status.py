@@ -72,7 +72,7 @@ class FailedPartition:
 
 
 @dataclass(frozen=True, slots=True)
-class Overview:
+class PipelineStatus:
     """Everything that ``analytics-pipeline status`` shows. Ages are against ``now``, the database's clock."""
 
     now: datetime
@@ -87,7 +87,7 @@ class Overview:
     dead_letters_last_day: dict[str, int]
 
 
-def read_overview(conn: Connection) -> Overview:
+def read_status(conn: Connection) -> PipelineStatus:
     """All of it as of one moment."""
     with conn.cursor() as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
@@ -103,7 +103,7 @@ def read_overview(conn: Connection) -> Overview:
             (DEAD_LETTER_REASONS_SHOWN,),
         )
         dead_letters = dict(cursor.fetchall())
-    return Overview(
+    return PipelineStatus(
         now,
         read_partitions(conn),
         last_batch_at,
@@ -157,7 +157,7 @@ def _failed(conn: Connection) -> tuple[FailedPartition, ...]:
         )
         partitions = [FailedPartition(*row) for row in cursor.fetchall()]
         cursor.execute(
-            "SELECT %s, c.hour, NULL, c.attempt, c.next_try_at, c.last_error FROM hour_claim c "
+            "SELECT %s, c.hour, NULL, c.attempt, c.next_try_at, c.last_error FROM run_request c "
             "WHERE c.last_error IS NOT NULL AND EXISTS (SELECT FROM pending_work w WHERE w.hour = c.hour) "
             "ORDER BY c.attempt DESC, c.hour",
             (RUN,),

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from analytics_pipeline.assets.derive import Deriver
+from analytics_pipeline.assets.raw_events.drain import Drain
 from analytics_pipeline.domains import Registry, registry_for
 from analytics_pipeline.errors import OffsetConflictError
-from analytics_pipeline.flow.drain import Drain
 from analytics_pipeline.settings import Settings
 from analytics_pipeline.storage.engine import connection, engine_for
 from analytics_pipeline.storage.pending_work import actionable_hours

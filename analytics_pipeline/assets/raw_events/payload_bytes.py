@@ -109,10 +109,10 @@ def _count_key_ends(joined: bytes) -> int:
     )
 
 
-def _words_up_to(joined: bytes, mark: bytes) -> npt.NDArray[np.uint64]:
-    """The word before each mark, as one integer: comparing these is an order faster than comparing bytes."""
+def _words_up_to(joined: bytes, delimiter: bytes) -> npt.NDArray[np.uint64]:
+    """The word before each delimiter, as one integer: comparing these is an order faster than comparing bytes."""
     text = np.frombuffer(joined, np.uint8)
-    ends = np.flatnonzero((text[:-1] == mark[0]) & (text[1:] == mark[1]))
+    ends = np.flatnonzero((text[:-1] == delimiter[0]) & (text[1:] == delimiter[1]))
     padded = bytes(WORD) + joined
     every = np.ndarray((len(padded) - WORD + 1,), dtype="<u8", buffer=padded, strides=(1,))
     return every[ends].astype(np.uint64, copy=False)

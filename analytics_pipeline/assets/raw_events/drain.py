@@ -1,6 +1,6 @@
 """The drain: from Kafka to raw events, dead letters, batch record, pending work and offsets; a transaction per batch.
 
-Reading and judging one batch overlaps with writing the one before. A crash anywhere leaves either the whole
+Reading and classifying one batch overlaps with writing the one before. A crash anywhere leaves either the whole
 batch or nothing of it; a second drain at the same time loses the compare-and-set and rolls back.
 """
 
@@ -16,11 +16,11 @@ import numpy as np
 import structlog
 from sqlalchemy import Engine
 
+from analytics_pipeline.assets.raw_events.classify import Arrival, ClassifiedSlice, Classifier, bounds_at
+from analytics_pipeline.assets.raw_events.offset_tracker import OffsetTracker, told
+from analytics_pipeline.assets.raw_events.watermarks import Watermarks
 from analytics_pipeline.domains import Registry
-from analytics_pipeline.flow.judge import Arrival, Judge, JudgedSlice, bounds_at
-from analytics_pipeline.flow.logs import LogKeeper, told
-from analytics_pipeline.flow.watermarks import Watermarks
-from analytics_pipeline.garbage import cycle_collection_paused
+from analytics_pipeline.gc_pause import cycle_collection_paused
 from analytics_pipeline.messages import LogPartition, MessageSlice, OffsetRange
 from analytics_pipeline.records import DrainOutcome, to_us
 from analytics_pipeline.settings import Settings
@@ -53,7 +53,7 @@ class Batch:
     """What one transaction writes. ``began``: ``time.monotonic`` when it was begun to be read."""
 
     arrived_at: datetime
-    judged: Sequence[JudgedSlice]
+    classified: Sequence[ClassifiedSlice]
     log_ids: Mapping[LogPartition, int]
     encoded: EncodedRows
     ranges: bytes
@@ -72,12 +72,12 @@ class _Tick:
     dead_letters: int = 0
     held_back: dict[str, str] = field(default_factory=dict)
 
-    def add(self, judged: Sequence[JudgedSlice]) -> None:
+    def add(self, classified: Sequence[ClassifiedSlice]) -> None:
         self.batches += 1
-        self.messages += sum(len(part.messages) for part in judged)
-        self.raw_rows += sum(len(part.accepted) for part in judged)
-        self.dead_letters += sum(len(part.letters) for part in judged)
-        self.watermarks.advance((part.messages.log, part.watermark_us, part.last_kafka_us) for part in judged)
+        self.messages += sum(len(part.messages) for part in classified)
+        self.raw_rows += sum(len(part.accepted) for part in classified)
+        self.dead_letters += sum(len(part.dead_letters) for part in classified)
+        self.watermarks.advance((part.messages.log, part.watermark_us, part.last_kafka_us) for part in classified)
 
 
 class Drain:
@@ -99,7 +99,7 @@ class Drain:
         self._domains = domains
         self._clock = clock
         self._reader = LogReader(settings)
-        self._logs = LogKeeper(settings, engine, self._reader)
+        self._logs = OffsetTracker(settings, engine, self._reader)
         self._numbers = DomainNumbers(engine)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="drain-writer")
         self._writing: Future[None] | None = None
@@ -112,7 +112,7 @@ class Drain:
 
         Args:
             now: when the tick begins. Each batch arrives as much later as the clock has moved on by then;
-                plausibility is judged against its arrival.
+                plausibility is classified against its arrival.
 
         Raises:
             BrokerUnreachableError: nothing was moved; the next tick goes on.
@@ -192,19 +192,19 @@ class Drain:
             self._topics_told = True
 
     def _next_batch(self, done: _Tick, arrival: Callable[[], datetime], deadline: float) -> bool:
-        """Read and judge a batch while the one before is written; returns whether to go on."""
+        """Read and classify a batch while the one before is written; returns whether to go on."""
         began = time.monotonic()
         settings = self._settings
         slices = self._reader.read(settings.drain_batch_messages, settings.drain_batch_bytes, deadline)
         arrived_at = arrival()
-        judged = self._judge(done, slices, arrived_at)
-        encoded = raw_events.encode([part.accepted for part in judged], to_us(arrived_at))
-        log_ids = {part.messages.log: done.logs[part.messages.log].log_id for part in judged}
-        ranges = offset_ranges.encode(self._ranges(judged, log_ids))
+        classified = self._classify(done, slices, arrived_at)
+        encoded = raw_events.encode([part.accepted for part in classified], to_us(arrived_at))
+        log_ids = {part.messages.log: done.logs[part.messages.log].log_id for part in classified}
+        ranges = offset_ranges.encode(self._ranges(classified, log_ids))
         self._wait_for_write()
-        if judged:
-            done.add(judged)
-            batch = Batch(arrived_at, judged, log_ids, encoded, ranges, began)
+        if classified:
+            done.add(classified)
+            batch = Batch(arrived_at, classified, log_ids, encoded, ranges, began)
             self._writing = self._writer.submit(self._write, batch)
         return not self._reader.at_end and bool(slices) and time.monotonic() < deadline
 
@@ -213,11 +213,11 @@ class Drain:
         if writing is not None:
             writing.result()
 
-    # ------------------------------------------------------------------ judging
+    # ------------------------------------------------------------------ classifying
 
-    def _judge(self, done: _Tick, slices: Sequence[MessageSlice], arrived_at: datetime) -> list[JudgedSlice]:
-        """What becomes of the slices; a domain that cannot be judged is held back until the next tick."""
-        judge = Judge(bounds_at(self._settings, arrived_at), self._settings)
+    def _classify(self, done: _Tick, slices: Sequence[MessageSlice], arrived_at: datetime) -> list[ClassifiedSlice]:
+        """What becomes of the slices; a domain that cannot be classified is held back until the next tick."""
+        classifier = Classifier(bounds_at(self._settings, arrived_at), self._settings)
         watermarks = done.watermarks.by_topic({part.topic for part in slices})
         numbers = self._numbers.numbers([UNKNOWN_DOMAIN, *self._domains.by_name])
         arrivals = []
@@ -232,19 +232,19 @@ class Drain:
                     topic_watermark_us=watermarks[part.topic],
                 )
             )
-        judged, failed = judge.judge(arrivals)
+        classified, failed = classifier.classify(arrivals)
         if failed:
             done.held_back |= failed
             self._reader.set_aside(
-                {part.log: part.from_offset for part, one in zip(slices, judged, strict=True) if one is None}
+                {part.log: part.from_offset for part, result in zip(slices, classified, strict=True) if result is None}
             )
-        return [one for one in judged if one is not None]
+        return [one for one in classified if one is not None]
 
     def _ranges(
-        self, judged: Sequence[JudgedSlice], log_ids: Mapping[LogPartition, int]
+        self, classified: Sequence[ClassifiedSlice], log_ids: Mapping[LogPartition, int]
     ) -> offset_ranges.OffsetRanges:
         rows = []
-        for part in judged:
+        for part in classified:
             m = part.messages
             domain = self._domains.by_topic.get(m.topic)
             splits = domain is not None and domain.split is not None
@@ -263,23 +263,23 @@ class Drain:
         conn.commit()
 
     def _write_rows(self, conn: Connection, batch: Batch) -> None:
-        judged = batch.judged
+        classified = batch.classified
         lock_raw_commits(conn)
-        offsets.move(conn, [_move(part, batch.log_ids[part.messages.log]) for part in judged])
-        hours = batches.merge_hours(share for part in judged for share in part.hours())
+        offsets.move(conn, [_move(part, batch.log_ids[part.messages.log]) for part in classified])
+        hours = batches.merge_hours(one for part in classified for one in part.hours())
         record = batches.BatchRecord(
             arrived_at=batch.arrived_at,
             duration_s=time.monotonic() - batch.began,
-            messages=sum(len(part.messages) for part in judged),
+            messages=sum(len(part.messages) for part in classified),
             ranges=batch.ranges,
             hours=hours,
         )
         batch_id = batches.open_batch(conn, record)
-        offsets.record_gaps(conn, _gaps(judged))
+        offsets.record_gaps(conn, _gaps(classified))
         written = raw_events.copy_raw(conn, batch.encoded, batch_id)
-        letters = [letter for part in judged for letter in part.letters]
-        dead_letters.write(conn, letters, batch_id)
-        _assert_nothing_vanished(judged, written, len(letters))
+        rejected = [one for part in classified for one in part.dead_letters]
+        dead_letters.write(conn, rejected, batch_id)
+        _assert_nothing_vanished(classified, written, len(rejected))
         numbers = self._numbers.numbers(h.domain for h in hours)
         partition_state.add_raw_counts(
             conn, [(numbers[h.domain], h.hour, h.raw_rows, h.dead_letters) for h in hours]
@@ -301,7 +301,7 @@ class Drain:
         notify(conn, "work")
 
 
-def _move(part: JudgedSlice, log_id: int) -> offsets.OffsetMove:
+def _move(part: ClassifiedSlice, log_id: int) -> offsets.OffsetMove:
     m = part.messages
     return offsets.OffsetMove(
         range=OffsetRange(m.log, m.from_offset, m.next_offset),
@@ -312,23 +312,23 @@ def _move(part: JudgedSlice, log_id: int) -> offsets.OffsetMove:
     )
 
 
-def _gaps(judged: Sequence[JudgedSlice]) -> list[offsets.Gap]:
+def _gaps(classified: Sequence[ClassifiedSlice]) -> list[offsets.Gap]:
     """Holes that are more than control records, which come with every transaction and would drown them."""
     return [
         offsets.Gap(part.messages.log, start, end, "no message: compacted or aborted transaction")
-        for part in judged
+        for part in classified
         for start, end in part.messages.gaps
         if end - start > CONTROL_RECORD_OFFSETS
     ]
 
 
-def _assert_nothing_vanished(judged: Sequence[JudgedSlice], written: int, letters: int) -> None:
+def _assert_nothing_vanished(classified: Sequence[ClassifiedSlice], written: int, rejected: int) -> None:
     """Every message is covered: by one row, or, where it was split, by one for each element."""
-    rows = sum(part.rows for part in judged)
-    covered = all(part.covers_every_message for part in judged)
-    if written + letters != rows or not covered:
-        messages = sum(len(part.messages) for part in judged)
+    rows = sum(part.rows for part in classified)
+    covered = all(part.covers_every_message for part in classified)
+    if written + rejected != rows or not covered:
+        messages = sum(len(part.messages) for part in classified)
         raise AssertionError(
-            f"batch of {messages} messages, {rows} rows of them, would become {written} raw rows and {letters} "
+            f"batch of {messages} messages, {rows} rows of them, would become {written} raw rows and {rejected} "
             "dead letters; rolled back, please report this as a bug"
         )

@@ -74,7 +74,7 @@ def detect(windows: pl.DataFrame, limits: pl.DataFrame, detectors: Sequence[Dete
         at_once = max(1, CHUNK_BYTES // (8 * max(detector.baseline_windows, 1)))
         for part in (slice(at, at + at_once) for at in range(0, len(targets), at_once)):
             chunk = targets[part]
-            flags = detector.judge(
+            flags = detector.detect(
                 Targets(
                     count_n=chunk["count_n"].to_numpy(),
                     avg_val=chunk["avg_val"].to_numpy(),

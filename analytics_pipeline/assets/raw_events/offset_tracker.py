@@ -44,7 +44,7 @@ class _Changes:
         return bool(self.begun or self.ended)
 
 
-class LogKeeper:
+class OffsetTracker:
     """Holds the reader's assignment to what the database says, and the database to what Kafka has.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""A database, a topic and what was sent to it: the ground on which fault tests stand. Judges nothing."""
+"""A database, a topic and what was sent to it: the ground on which fault tests stand. Not here: assertions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DRAIN_TIMEOUT_S = 60.0
 
 
 class Sent(NamedTuple):
-    """One message as the broker took it. ``refused``: the test expects a dead letter instead of a measurement."""
+    """One message as the broker took it. ``rejected``: the test expects a dead letter instead of a measurement."""
 
     topic: str
     epoch: int
@@ -42,11 +42,11 @@ class Sent(NamedTuple):
     offset: int
     kafka_time_ms: int
     value: bytes | None
-    refused: bool
+    rejected: bool
 
 
 @dataclass(repr=False)
-class World:
+class Environment:
     """One pipeline over one database and some topics, and everything that was sent to it."""
 
     settings: Settings
@@ -66,7 +66,7 @@ class World:
         partition: int = 0,
         *,
         topic: str | None = None,
-        refused: bool = False,
+        rejected: bool = False,
         **more: Any,
     ) -> list[Sent]:
         """Produce to one partition; returns when the broker has everything, with where it put each."""
@@ -76,7 +76,7 @@ class World:
         def report(value: bytes | None, error: KafkaError | None, message: Message) -> None:
             assert error is None, error
             delivered.append(
-                Sent(name, self.epoch, partition, message.offset(), message.timestamp()[1], value, refused)
+                Sent(name, self.epoch, partition, message.offset(), message.timestamp()[1], value, rejected)
             )
 
         count = 0
@@ -136,9 +136,9 @@ class World:
 
 
 @contextmanager
-def open_world(
+def open_environment(
     server: DatabaseServer, brokers: str, *, partitions: int = 2, unknown_topics: int = 0, **options: Any
-) -> Iterator[World]:
+) -> Iterator[Environment]:
     """A fresh database and topic for one test; both sides are let go of afterwards.
 
     ``unknown_topics`` adds topics that are drained but that no domain claims.
@@ -162,17 +162,17 @@ def open_world(
         migrate(settings, {"sensor": names[:1]})
         topics = {name: "sensor" if name == names[0] else "nobody" for name in names}
         registry = registry_for(settings).with_topics(topics)
-        world = World(
+        env = Environment(
             settings,
             topics,
             Pipeline(settings, engine_for(settings), registry),
-            # Held by the world alone: a producer that lives on asks a new broker for its topic, and so makes it.
+            # Held by the environment alone: a producer that lives on asks a new broker for its topic, and so makes it.
             Producer(quiet(brokers) | {"message.max.bytes": MAX_MESSAGE_BYTES}),
         )
         try:
-            yield world
+            yield env
         finally:
-            world.pipeline.close()
+            env.pipeline.close()
     finally:
         engine_for(settings).dispose()
         server.drop(database)
@@ -206,7 +206,7 @@ def _answered(future: Future[Any]) -> bool:
 def process_context() -> ForkServerContext:
     """Starts processes that have the package imported already: it takes seconds, and dozens are killed."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["analytics_pipeline_tests.victims"])
+    context.set_forkserver_preload(["analytics_pipeline_tests.crashing_processes"])
     return context
 
 

@@ -1,4 +1,4 @@
-"""An edit of specification limits marks the hours whose verdicts it may change, and no others."""
+"""An edit of specification limits makes those hours pending whose anomalies and KPIs it may change, and no others."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def at(clock: str) -> str:
     return f"2026-01-01 {clock}Z"
 
 
-def marked(db: Settings) -> dict[str, list[int]]:
+def pending_hours(db: Settings) -> dict[str, list[int]]:
     """Hours that are asked for, by asset; the pending work is taken away."""
     rows = fetch(
         db,
@@ -45,53 +45,53 @@ def both(*hours: int) -> dict[str, list[int]]:
     return {"anomalies": list(hours), "kpis": list(hours)} if hours else {}
 
 
-def test_a_new_limit_marks_from_its_hour_on(db: Settings) -> None:
+def test_a_new_limit_invalidates_from_its_hour_on(db: Settings) -> None:
     fetch(db, LIMIT, "mc-01", "temp", at("09:30"))
-    assert marked(db) == both(9, 10, 11, 12)
+    assert pending_hours(db) == both(9, 10, 11, 12)
 
 
-def test_a_limit_without_a_beginning_marks_everything(db: Settings) -> None:
+def test_a_limit_without_a_beginning_invalidates_everything(db: Settings) -> None:
     fetch(db, LIMIT, "mc-01", "temp", "-infinity")
-    assert marked(db) == both(6, 7, 8, 9, 10, 11, 12)
+    assert pending_hours(db) == both(6, 7, 8, 9, 10, 11, 12)
 
 
-def test_it_marks_until_the_next_limit_of_the_same_target(db: Settings) -> None:
+def test_a_limit_invalidates_until_the_next_limit_of_the_same_target(db: Settings) -> None:
     fetch(db, LIMIT, "mc-01", "temp", at("10:00"))
     fetch(db, LIMIT, "mc-02", "temp", at("08:00"))  # another target does not end it
-    marked(db)
+    pending_hours(db)
     fetch(db, LIMIT, "mc-01", "temp", at("07:00"))
-    assert marked(db) == both(7, 8, 9)
+    assert pending_hours(db) == both(7, 8, 9)
 
 
-def test_an_edit_marks_where_it_was_and_where_it_is(db: Settings) -> None:
+def test_an_edit_invalidates_where_it_was_and_where_it_is(db: Settings) -> None:
     fetch(db, LIMIT, "mc-01", "temp", at("07:00"))
     fetch(db, LIMIT, "mc-01", "temp", at("12:00"))
-    marked(db)
+    pending_hours(db)
     fetch(db, "UPDATE analytics_spec_limits SET valid_from = %s WHERE valid_from = %s", at("10:00"), at("07:00"))
-    assert marked(db) == both(7, 8, 9, 10, 11)
+    assert pending_hours(db) == both(7, 8, 9, 10, 11)
 
 
-def test_a_changed_value_marks_its_own_span(db: Settings) -> None:
+def test_a_changed_value_invalidates_its_own_span(db: Settings) -> None:
     fetch(db, LIMIT, "mc-01", "temp", at("07:00"))
     fetch(db, LIMIT, "mc-01", "temp", at("09:00"))
-    marked(db)
+    pending_hours(db)
     fetch(db, "UPDATE analytics_spec_limits SET usl = 10 WHERE valid_from = %s", at("07:00"))
-    assert marked(db) == both(7, 8)
+    assert pending_hours(db) == both(7, 8)
 
 
-def test_a_deleted_limit_marks_the_span_that_it_leaves(db: Settings) -> None:
+def test_a_deleted_limit_invalidates_the_span_that_it_leaves(db: Settings) -> None:
     fetch(db, LIMIT, None, "temp", at("07:00"))
     fetch(db, LIMIT, None, "temp", at("09:00"))
     fetch(db, LIMIT, None, "temp", at("11:00"))
-    marked(db)
+    pending_hours(db)
     fetch(db, "DELETE FROM analytics_spec_limits WHERE valid_from = %s", at("09:00"))
-    assert marked(db) == both(9, 10)
+    assert pending_hours(db) == both(9, 10)
 
 
 def test_two_edits_in_one_transaction_cover_every_moment_that_changed(db: Settings) -> None:
     fetch(db, LIMIT, "mc-01", "temp", at("07:00"))
     fetch(db, LIMIT, "mc-01", "temp", at("10:00"))
-    marked(db)
+    pending_hours(db)
     with connection(engine_for(db)) as conn, conn.cursor() as cursor:
         cursor.execute(
             "UPDATE analytics_spec_limits SET valid_from = %s WHERE valid_from = %s", (at("11:00"), at("07:00"))
@@ -100,20 +100,20 @@ def test_two_edits_in_one_transaction_cover_every_moment_that_changed(db: Settin
             "UPDATE analytics_spec_limits SET valid_from = %s WHERE valid_from = %s", (at("08:00"), at("10:00"))
         )
         conn.commit()
-    assert marked(db) == both(7, 8, 9, 10, 11, 12)
+    assert pending_hours(db) == both(7, 8, 9, 10, 11, 12)
 
 
-def test_a_rolled_back_edit_marks_nothing(db: Settings) -> None:
+def test_a_rolled_back_edit_invalidates_nothing(db: Settings) -> None:
     with connection(engine_for(db)) as conn, conn.cursor() as cursor:
         cursor.execute(LIMIT, ("mc-01", "temp", at("07:00")))
         conn.rollback()
-    assert marked(db) == both()
+    assert pending_hours(db) == both()
 
 
-def test_hours_below_the_retention_floor_are_not_marked(db: Settings) -> None:
+def test_hours_below_the_retention_floor_are_not_invalidated(db: Settings) -> None:
     fetch(db, "INSERT INTO retention_floor VALUES ('sensor', 'window_aggregates', %s)", at("11:00"))
     fetch(db, LIMIT, "mc-01", "temp", "-infinity")
-    assert marked(db) == both(11, 12)
+    assert pending_hours(db) == both(11, 12)
 
 
 def test_an_edit_without_the_search_path_finds_its_tables(db: Settings) -> None:
@@ -123,4 +123,4 @@ def test_an_edit_without_the_search_path_finds_its_tables(db: Settings) -> None:
             LIMIT.replace("analytics_spec_limits", "analytics.analytics_spec_limits"), ("m", "temp", at("12:00"))
         )
         conn.commit()
-    assert marked(db) == both(12)
+    assert pending_hours(db) == both(12)

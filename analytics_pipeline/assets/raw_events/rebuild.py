@@ -1,8 +1,8 @@
 """An hour of raw events, rebuilt by hand: read again what Kafka still has, and decode again what is stored.
 
 Adds what is in neither raw events nor dead letters; moves rows whose event time reads differently now (a fixed
-time zone, a fixed domain); lets dead letters in that can be read now. Judged by the arrival that is stored and by
-the retention floor that is written down, so that a replay judges as live did. Topics that no enabled domain
+time zone, a fixed domain); lets dead letters in that can be read now. Classified by the arrival that is stored and by
+the retention floor that is written down, so that a replay classifies as live did. Topics that no enabled domain
 claims stay as they are, and so does what Kafka has no more.
 """
 
@@ -19,10 +19,11 @@ import numpy.typing as npt
 import structlog
 from sqlalchemy import Engine
 
+from analytics_pipeline.assets.raw_events.classify import Arrival, ClassifiedSlice, Classifier
+from analytics_pipeline.assets.raw_events.transform import GateBounds
 from analytics_pipeline.domains import Registry
 from analytics_pipeline.domains.base import Domain
-from analytics_pipeline.flow.judge import Arrival, Judge, JudgedSlice
-from analytics_pipeline.garbage import cycle_collection_paused
+from analytics_pipeline.gc_pause import cycle_collection_paused
 from analytics_pipeline.messages import MessageSlice
 from analytics_pipeline.records import (
     RAW_EVENTS,
@@ -36,7 +37,6 @@ from analytics_pipeline.records import (
 )
 from analytics_pipeline.settings import Settings
 from analytics_pipeline.sources.kafka import BrokerUnreachableError, LogReader, Position
-from analytics_pipeline.stages.raw import GateBounds
 from analytics_pipeline.storage import dead_letters, partition_state, pending_work, raw_events, replay, retention
 from analytics_pipeline.storage.domain_numbers import DomainNumbers
 from analytics_pipeline.storage.engine import Connection, connection
@@ -55,20 +55,20 @@ AFTER_RETENTION = "after_retention"
 
 @dataclass(frozen=True)
 class _Change:
-    """What judging again changes about one slice.
+    """What classifying again changes about one slice.
 
     Attributes:
         stale: rows of ``known`` that are taken out of where they are kept.
-        judged: what is written: rows and dead letters that are new or others now.
+        classified: what is written: rows and dead letters that are new or others now.
     """
 
     known: KnownSlice
     stale: npt.NDArray[np.int64]
-    judged: JudgedSlice
+    classified: ClassifiedSlice
 
 
 def rebuild_raw(settings: Settings, engine: Engine, domains: Registry, hour: datetime, run_id: str) -> HourOutcome:
-    """Rebuild one hour of raw events. A domain that cannot be judged keeps its hour and is named as quarantined.
+    """Rebuild one hour of raw events. A domain that cannot be classified keeps its hour and is named as quarantined.
 
     Raises:
         BrokerUnreachableError: Kafka cannot be read again; nothing was changed.
@@ -89,8 +89,8 @@ def rebuild_raw(settings: Settings, engine: Engine, domains: Registry, hour: dat
         touched, failed = {hour}, set[str]()
         known = _known(settings, conn, [domains.by_name[name] for name in kept], hour)
         for name, slices in known.items():
-            judge = Judge(_bounds(settings, floors.get(name)), settings)
-            changes = _judge(judge, domains.by_name[name], numbers[name], slices)
+            classifier = Classifier(_bounds(settings, floors.get(name)), settings)
+            changes = _classify(classifier, domains.by_name[name], numbers[name], slices)
             if changes is None:
                 failed.add(name)
                 continue
@@ -135,8 +135,8 @@ def _missing(
     reader = LogReader(settings)
     try:
         described = reader.describe(sorted({one.log.topic for one in ranges}))
-        for stretch in _stretches(ranges):
-            log_, topic_id = stretch[0].log, stretch[0].kafka_topic_id
+        for adjoining in _contiguous(ranges):
+            log_, topic_id = adjoining[0].log, adjoining[0].kafka_topic_id
             info = described.get(log_.topic)
             if info is None or log_.partition not in info.partitions:
                 continue  # Kafka has it no more, or nobody leads it: what is stored is all there is
@@ -144,7 +144,7 @@ def _missing(
                 continue  # another topic of that name
             try:
                 split = by_topic[log_.topic].split is not None
-                found += _read_stretch(settings, reader, conn, stretch, split)
+                found += _read_ranges(settings, reader, conn, adjoining, split)
             except BrokerUnreachableError as error:
                 log.warning("a partition cannot be read again", log=str(log_), error=str(error))
     finally:
@@ -152,13 +152,13 @@ def _missing(
     return found
 
 
-def _read_stretch(
-    settings: Settings, reader: LogReader, conn: Connection, stretch: Sequence[BatchRange], split: bool
+def _read_ranges(
+    settings: Settings, reader: LogReader, conn: Connection, adjoining: Sequence[BatchRange], split: bool
 ) -> list[KnownSlice]:
     found: list[KnownSlice] = []
-    where, end = stretch[0].log, stretch[-1].to_offset
+    where, end = adjoining[0].log, adjoining[-1].to_offset
     low, _ = reader.bounds(where.topic, where.partition)
-    begin = max(stretch[0].from_offset, low)
+    begin = max(adjoining[0].from_offset, low)
     if begin >= end:
         return found
     reader.assign({where: Position(begin)})
@@ -172,22 +172,22 @@ def _read_stretch(
             stored = whole if split else {offset for offset, _ in present}
             rows = [row for row, offset in enumerate(part.offsets) if offset < end and offset not in stored]
             if rows:
-                found.append(replace(_arrived(_pick(part, rows), stretch), present=present))
+                found.append(replace(_arrived(_pick(part, rows), adjoining), present=present))
         if not parts:
             break
     return found
 
 
-def _stretches(ranges: Sequence[BatchRange]) -> list[list[BatchRange]]:
+def _contiguous(ranges: Sequence[BatchRange]) -> list[list[BatchRange]]:
     """Ranges of one log that follow each other, read in one go."""
-    stretches: list[list[BatchRange]] = []
+    found: list[list[BatchRange]] = []
     for one in sorted(ranges, key=lambda r: (r.log, r.from_offset)):
-        before = stretches[-1][-1] if stretches else None
+        before = found[-1][-1] if found else None
         if before and before.log == one.log and before.to_offset == one.from_offset:
-            stretches[-1].append(one)
+            found[-1].append(one)
         else:
-            stretches.append([one])
-    return stretches
+            found.append([one])
+    return found
 
 
 def _pick(part: MessageSlice, rows: Sequence[int]) -> MessageSlice:
@@ -202,37 +202,39 @@ def _pick(part: MessageSlice, rows: Sequence[int]) -> MessageSlice:
     )
 
 
-def _arrived(part: MessageSlice, stretch: Sequence[BatchRange]) -> KnownSlice:
+def _arrived(part: MessageSlice, adjoining: Sequence[BatchRange]) -> KnownSlice:
     """Messages that are new to us take arrival and batch from the range that they were recorded in."""
-    starts = np.array([one.from_offset for one in stretch])
-    at = np.clip(np.searchsorted(starts, part.offsets, side="right") - 1, 0, len(stretch) - 1)
-    arrived = np.array([one.arrived_at_us for one in stretch], np.int64)[at]
-    batch = np.array([one.batch_id for one in stretch], np.int64)[at]
+    starts = np.array([one.from_offset for one in adjoining])
+    at = np.clip(np.searchsorted(starts, part.offsets, side="right") - 1, 0, len(adjoining) - 1)
+    arrived = np.array([one.arrived_at_us for one in adjoining], np.int64)[at]
+    batch = np.array([one.batch_id for one in adjoining], np.int64)[at]
     return KnownSlice(part, arrived, batch, np.zeros(len(part), np.int64), Known.NOWHERE)
 
 
-# ---------------------------------------------------------------------- judging and writing again
+# ---------------------------------------------------------------------- classifying and writing again
 
 
-def _judge(judge: Judge, domain: Domain, domain_id: int, slices: Sequence[KnownSlice]) -> list[_Change] | None:
-    """What changes about a domain's slices; None where it cannot be judged."""
+def _classify(
+    classifier: Classifier, domain: Domain, domain_id: int, slices: Sequence[KnownSlice]
+) -> list[_Change] | None:
+    """What changes about a domain's slices; None where it cannot be classified."""
     arrivals = [
         Arrival(one.messages, domain, domain_id, one.arrived_at_us, elements=one.elements) for one in slices
     ]
-    judged, failed = judge.judge(arrivals)
+    classified, failed = classifier.classify(arrivals)
     if failed:
         return None
-    pairs = zip(slices, judged, strict=True)
-    return [_change(known, result) for known, result in pairs if result is not None]
+    results = zip(slices, classified, strict=True)
+    return [_change(known, result) for known, result in results if result is not None]
 
 
-def _change(known: KnownSlice, judged: JudgedSlice) -> _Change:
+def _change(known: KnownSlice, classified: ClassifiedSlice) -> _Change:
     if known.where is Known.NOWHERE:
-        return _Change(known, np.zeros(0, np.int64), _without_present(known, judged))
-    differs = _moved(known, judged) if known.where is Known.RAW else _said_otherwise(known, judged)
+        return _Change(known, np.zeros(0, np.int64), _without_present(known, classified))
+    differs = _moved(known, classified) if known.where is Known.RAW else _said_otherwise(known, classified)
     stale = np.flatnonzero(differs)
     keys = set(_row_of(known, stale.tolist()))
-    return _Change(known, stale, _only(judged, keys, known.elements))
+    return _Change(known, stale, _only(classified, keys, known.elements))
 
 
 def _row_of(known: KnownSlice, rows: Iterable[int]) -> dict[Any, int]:
@@ -243,61 +245,61 @@ def _row_of(known: KnownSlice, rows: Iterable[int]) -> dict[Any, int]:
     return {part.offsets[row]: row for row in rows}
 
 
-def _key(letter: DeadLetter, elements: bool) -> Any:
-    return (letter.offset, letter.ordinal) if elements else letter.offset
+def _key(dead_letter: DeadLetter, elements: bool) -> Any:
+    return (dead_letter.offset, dead_letter.ordinal) if elements else dead_letter.offset
 
 
-def _moved(known: KnownSlice, judged: JudgedSlice) -> npt.NDArray[np.bool_]:
-    """Raw events that are refused now, or read another time."""
+def _moved(known: KnownSlice, classified: ClassifiedSlice) -> npt.NDArray[np.bool_]:
+    """Raw events that are rejected now, or read another time."""
     differs = np.zeros(len(known.messages), np.bool_)
-    if judged.letters:
+    if classified.dead_letters:
         row_of = _row_of(known, range(len(known.messages)))
-        differs[[row_of[_key(letter, known.elements)] for letter in judged.letters]] = True
+        differs[[row_of[_key(dead_letter, known.elements)] for dead_letter in classified.dead_letters]] = True
     kept = ~differs
-    differs[kept] = judged.accepted.event_time_us != known.event_time_us[kept]
+    differs[kept] = classified.accepted.event_time_us != known.event_time_us[kept]
     return differs
 
 
-def _said_otherwise(known: KnownSlice, judged: JudgedSlice) -> npt.NDArray[np.bool_]:
+def _said_otherwise(known: KnownSlice, classified: ClassifiedSlice) -> npt.NDArray[np.bool_]:
     """Dead letters that are none any more, or have another reason now."""
     differs = np.ones(len(known.messages), np.bool_)
     row_of = _row_of(known, range(len(known.messages)))
-    for letter in judged.letters:
-        row = row_of[_key(letter, known.elements)]
-        same = known.said[row] == (letter.reason, dead_letters.stored_error(letter.error))
-        differs[row] = not (same and letter.is_element == known.elements)
+    for dead_letter in classified.dead_letters:
+        row = row_of[_key(dead_letter, known.elements)]
+        same = known.said[row] == (dead_letter.reason, dead_letters.stored_error(dead_letter.error))
+        differs[row] = not (same and dead_letter.is_element == known.elements)
     return differs
 
 
-def _only(judged: JudgedSlice, keys: set[Any], elements: bool) -> JudgedSlice:
-    """Rows and letters of some messages."""
-    chosen = [at for at, key in enumerate(keys_of(judged.accepted, elements)) if key in keys] if keys else []
+def _only(classified: ClassifiedSlice, keys: set[Any], elements: bool) -> ClassifiedSlice:
+    """Rows and dead letters of some messages."""
+    chosen = [at for at, key in enumerate(keys_of(classified.accepted, elements)) if key in keys] if keys else []
     return replace(
-        judged,
-        accepted=pick(judged.accepted, np.array(chosen, np.int64)),
-        letters=[letter for letter in judged.letters if _key(letter, elements) in keys],
+        classified,
+        accepted=pick(classified.accepted, np.array(chosen, np.int64)),
+        dead_letters=[dead_letter for dead_letter in classified.dead_letters if _key(dead_letter, elements) in keys],
     )
 
 
-def _without_present(known: KnownSlice, judged: JudgedSlice) -> JudgedSlice:
+def _without_present(known: KnownSlice, classified: ClassifiedSlice) -> ClassifiedSlice:
     """What is kept already stays, and what retention has taken stays away."""
-    keys = keys_of(judged.accepted, elements=True)
+    keys = keys_of(classified.accepted, elements=True)
     chosen = [at for at, key in enumerate(keys) if key not in known.present]
     return replace(
-        judged,
-        accepted=pick(judged.accepted, np.array(chosen, np.int64)),
-        letters=[
-            letter
-            for letter in judged.letters
-            if letter.reason != AFTER_RETENTION and (letter.offset, letter.ordinal) not in known.present
+        classified,
+        accepted=pick(classified.accepted, np.array(chosen, np.int64)),
+        dead_letters=[
+            dead_letter
+            for dead_letter in classified.dead_letters
+            if dead_letter.reason != AFTER_RETENTION and (dead_letter.offset, dead_letter.ordinal) not in known.present
         ],
     )
 
 
 def _apply(conn: Connection, change: _Change, domain_id: int) -> set[datetime]:
     """Write one slice's changes; returns the hours whose raw events are others now."""
-    known, judged = change.known, change.judged
-    if not len(change.stale) and not len(judged.accepted) and not judged.letters:
+    known, classified = change.known, change.classified
+    if not len(change.stale) and not len(classified.accepted) and not classified.dead_letters:
         return set()
     replay.remove(conn, known, change.stale)
     row_of = _row_of(known, range(len(known.messages)))
@@ -305,11 +307,11 @@ def _apply(conn: Connection, change: _Change, domain_id: int) -> set[datetime]:
         conn,
         [
             replace(one, batch_id=int(known.batch_id[row_of[_key(one, known.elements)]]) or None)
-            for one in judged.letters
+            for one in classified.dead_letters
         ],
     )
-    replay.insert(conn, judged.accepted, known, row_of)
-    times = judged.accepted.event_time_us.tolist()
+    replay.insert(conn, classified.accepted, known, row_of)
+    times = classified.accepted.event_time_us.tolist()
     if known.where is Known.RAW:
         times += known.event_time_us[change.stale].tolist()
     hours = {hour_of(from_us(one)) for one in times}

@@ -45,7 +45,7 @@ Columns = Mapping[str, Any]
 def read_raw(context: Context, works: Sequence[Work]) -> Iterator[StoredRows]:
     """The raw rows that a slice is computed from, and perhaps some of other hours, chunk by chunk."""
     whole = [work for work in works if work.whole or work.pending is None or work.pending.whole]
-    for begins, ends, topics in _stretches(context.connection, whole):
+    for begins, ends, topics in _spans(context.connection, whole):
         yield raw_events.read_span(context.connection, topics, begins, ends)
     some = [work for work in works if work not in whole]
     if not some:
@@ -59,7 +59,7 @@ def read_raw(context: Context, works: Sequence[Work]) -> Iterator[StoredRows]:
             yield raw_events.read_batches(context.connection, topics, hour, batches[at : at + CHUNK_BATCHES])
 
 
-def _stretches(connection: Connection, works: Sequence[Work]) -> Iterator[tuple[datetime, datetime, list[str]]]:
+def _spans(connection: Connection, works: Sequence[Work]) -> Iterator[tuple[datetime, datetime, list[str]]]:
     """Spans of time with the topics to read: neighbouring hours of the same domains together, as far as memory
     allows; an hour with very many rows in parts."""
     hours: dict[datetime, list[Work]] = {}
@@ -112,14 +112,14 @@ def late_rows(connection: Connection, works: Sequence[Work]) -> list[int]:
     return [_late(work, found.get((work.hour, work.domain.name), [])) for work in works]
 
 
-def _late(work: Work, shares: Sequence[tuple[int, int]]) -> int:
+def _late(work: Work, batches: Sequence[tuple[int, int]]) -> int:
     if work.whole or work.pending is None or work.pending.whole:
-        return sum(late for _, late in shares)
+        return sum(late for _, late in batches)
     wanted = set(work.pending.batches)
-    return sum(late for batch, late in shares if batch in wanted)
+    return sum(late for batch, late in batches if batch in wanted)
 
 
-def count_letters(connection: Connection, works: Sequence[Work]) -> dict[Key, int]:
+def count_dead_letters(connection: Connection, works: Sequence[Work]) -> dict[Key, int]:
     """Stored dead letters of this asset, by domain partition."""
     if not works:
         return {}
@@ -133,8 +133,8 @@ def count_letters(connection: Connection, works: Sequence[Work]) -> dict[Key, in
     return {work.key: counted.get(work.key, 0) for work in works}
 
 
-def read_letters(connection: Connection, work: Work) -> list[tuple[int, bytes]]:
-    """(place of the sample in its payload, payload) of the dead letters of this asset in one domain partition."""
+def read_dead_letters(connection: Connection, work: Work) -> list[tuple[int, bytes]]:
+    """(index of the sample in its payload, payload) of the dead letters of this asset in one domain partition."""
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT ordinal, payload FROM dead_letters WHERE hour = %s AND stage = %s AND domain_id = %s "
@@ -241,10 +241,10 @@ def merge(connection: Connection, rows: Columns, works: Sequence[Work], parts: P
     return [int(n) for n in new]
 
 
-def _newest_us(connection: Connection, works: Sequence[Work], places: Sequence[int]) -> Ints:
+def _newest_us(connection: Connection, works: Sequence[Work], indexes: Sequence[int]) -> Ints:
     """The newest event time that each work's domain partition holds, or the least number."""
     newest = np.full(len(works), np.iinfo(np.int64).min)
-    filled = [at for at in places if works[at].state.rows]
+    filled = [at for at in indexes if works[at].state.rows]
     with connection.cursor() as cursor:
         for at in filled:
             cursor.execute(

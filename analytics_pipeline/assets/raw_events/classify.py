@@ -1,4 +1,4 @@
-"""A slice of messages, judged: what is accepted, and a dead letter for each that is not. Pure but for the gate."""
+"""A slice of messages, classified: what is accepted, and a dead letter for each that is not. Pure but for the gate."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
+from analytics_pipeline.assets.raw_events.transform import (
+    DecodedSlice,
+    GateBounds,
+    Rejection,
+    count_reasons,
+    decode_slice,
+    gate_frame,
+)
 from analytics_pipeline.domains.base import Domain
 from analytics_pipeline.messages import MessageSlice
 from analytics_pipeline.quality.gates import run_gate
 from analytics_pipeline.quality.suites import suite_for
 from analytics_pipeline.records import HOUR_US, RAW_EVENTS, BatchHour, DeadLetter, from_us, to_us
 from analytics_pipeline.settings import Settings
-from analytics_pipeline.stages.raw import (
-    DecodedSlice,
-    GateBounds,
-    Refusal,
-    count_reasons,
-    decode_slice,
-    gate_frame,
-)
 from analytics_pipeline.storage.domain_numbers import UNKNOWN_DOMAIN
 from analytics_pipeline.storage.raw_events import RawRows, pick
 from analytics_pipeline.storage.retention import floor_hour
@@ -37,7 +37,7 @@ SAMPLE_POSITIONS = 5
 
 
 @dataclass(frozen=True)
-class JudgedSlice:
+class ClassifiedSlice:
     """What becomes of a slice.
 
     Attributes:
@@ -49,7 +49,7 @@ class JudgedSlice:
     domain: str
     rows: int
     accepted: RawRows
-    letters: list[DeadLetter]
+    dead_letters: list[DeadLetter]
     late: npt.NDArray[np.bool_]
     watermark_us: int | None
     last_kafka_us: int | None
@@ -58,32 +58,32 @@ class JudgedSlice:
     def covers_every_message(self) -> bool:
         """Whether each message is a row or a dead letter, or several of them."""
         if self.rows == len(self.messages):
-            return len(self.accepted) + len(self.letters) == self.rows
-        offsets = {letter.offset for letter in self.letters}.union(self.accepted.offsets.tolist())
+            return len(self.accepted) + len(self.dead_letters) == self.rows
+        offsets = {dead_letter.offset for dead_letter in self.dead_letters}.union(self.accepted.offsets.tolist())
         return offsets.issuperset(self.messages.offsets)
 
     def hours(self) -> list[BatchHour]:
-        """This slice's share of each hour, ascending."""
+        """What this slice adds to each hour, ascending."""
         hour_us = self.accepted.event_time_us // HOUR_US * HOUR_US
         starts, counts = np.unique(hour_us, return_counts=True)
         raw = dict(zip(starts.tolist(), counts.tolist(), strict=True))
         late = Counter(hour_us[self.late].tolist())
-        letters: dict[int, list[DeadLetter]] = {}
-        for letter in self.letters:
-            letters.setdefault(letter.hour_us, []).append(letter)
+        by_hour: dict[int, list[DeadLetter]] = {}
+        for dead_letter in self.dead_letters:
+            by_hour.setdefault(dead_letter.hour_us, []).append(dead_letter)
         return [
             BatchHour(
                 hour=from_us(start),
                 domain=self.domain,
                 raw_rows=raw.get(start, 0),
-                dead_letters=len(dead := letters.get(start, [])),
+                dead_letters=len(dead := by_hour.get(start, [])),
                 late_rows=late.get(start, 0),
-                reasons=count_reasons([Refusal(one.reason, one.error) for one in dead]),
+                reasons=count_reasons([Rejection(one.reason, one.error) for one in dead]),
                 samples=[
                     f"{one.topic}[{one.partition}]@{one.offset} {one.reason}" for one in dead[:SAMPLE_POSITIONS]
                 ],
             )
-            for start in sorted(raw.keys() | letters.keys())
+            for start in sorted(raw.keys() | by_hour.keys())
         ]
 
 
@@ -94,7 +94,7 @@ class Arrival:
     Attributes:
         domain: None where no domain claims the topic.
         domain_id: the number of the domain, or of `UNKNOWN_DOMAIN`.
-        arrived_at_us: when each message arrived; plausibility is judged against it.
+        arrived_at_us: when each message arrived; plausibility is classified against it.
         topic_watermark_us: the topic's watermark before this batch, for counting late rows.
         elements: the messages are elements that were split before.
     """
@@ -120,45 +120,45 @@ class _Decoded:
     arrived_at_us: npt.NDArray[np.int64]
 
     def readable(self) -> npt.NDArray[np.int64]:
-        """Rows that are not refused."""
+        """Rows that are not rejected."""
         readable = np.ones(len(self.slice.rows), np.bool_)
-        readable[list(self.slice.refusals)] = False
+        readable[list(self.slice.rejections)] = False
         return np.flatnonzero(readable)
 
 
 @dataclass(frozen=True)
-class Judge:
-    """Judges slices by when they arrived; the same slice at the same arrival is judged alike."""
+class Classifier:
+    """Classifies slices by when they arrived; the same slice at the same arrival is classified alike."""
 
     bounds: GateBounds
     settings: Settings
 
-    def judge(self, arrivals: Sequence[Arrival]) -> tuple[list[JudgedSlice | None], dict[str, str]]:
+    def classify(self, arrivals: Sequence[Arrival]) -> tuple[list[ClassifiedSlice | None], dict[str, str]]:
         """What becomes of each slice. The gate sees a domain's slices together: it costs by the call.
 
         Returns:
-            One per arrival, None for those of a domain that cannot be judged; and what those domains raised,
+            One per arrival, None for those of a domain that cannot be classified; and what those domains raised,
             by name. What single messages make a domain raise is a dead letter each, and not meant here.
         """
-        judged: list[JudgedSlice | None] = [None] * len(arrivals)
+        classified: list[ClassifiedSlice | None] = [None] * len(arrivals)
         failed: dict[str, str] = {}
         for name, members in _by_domain(arrivals).items():
             try:
-                for at, one in zip(members, self._judge_domain([arrivals[at] for at in members]), strict=True):
-                    judged[at] = one
+                for at, one in zip(members, self._classify_domain([arrivals[at] for at in members]), strict=True):
+                    classified[at] = one
             except MemoryError:
                 raise
             except Exception as error:
-                log.exception("domain cannot be judged", domain=name)
+                log.exception("domain cannot be classified", domain=name)
                 failed[name] = f"{type(error).__name__}: {error}"
-        return judged, failed
+        return classified, failed
 
-    def _judge_domain(self, arrivals: Sequence[Arrival]) -> list[JudgedSlice]:
+    def _classify_domain(self, arrivals: Sequence[Arrival]) -> list[ClassifiedSlice]:
         """The slices of one domain."""
         decoded = [self._decode(one) for one in arrivals]
         if arrivals[0].domain is not None:
             self._gate(arrivals[0].domain, decoded)
-        return [self._judged(one) for one in decoded]
+        return [self._classified(one) for one in decoded]
 
     def _decode(self, arrival: Arrival) -> _Decoded:
         limit = self.settings.max_message_bytes
@@ -167,7 +167,7 @@ class Judge:
         return _Decoded(arrival, decoded, arrived if decoded.origin is None else arrived[decoded.origin])
 
     def _gate(self, domain: Domain, decoded: Sequence[_Decoded]) -> None:
-        """Adds what the gate refuses to the refusals of each slice."""
+        """Adds what the gate rejects to the rejections of each slice."""
         rows = [one.readable() for one in decoded]
         times, arrived, size = (
             np.concatenate(columns)
@@ -187,18 +187,18 @@ class Judge:
         row = np.concatenate(rows)
         for at, reason in reasons.items():
             error = _gate_error(reason, frame.row(at, named=True))
-            decoded[owner[at]].slice.refusals[int(row[at])] = Refusal(reason, error)
+            decoded[owner[at]].slice.rejections[int(row[at])] = Rejection(reason, error)
 
-    def _judged(self, decoded: _Decoded) -> JudgedSlice:
-        arrival, refusals = decoded.arrival, decoded.slice.refusals
+    def _classified(self, decoded: _Decoded) -> ClassifiedSlice:
+        arrival, rejections = decoded.arrival, decoded.slice.rejections
         accepted = _rows(decoded)
         late_before_us = (arrival.topic_watermark_us or 0) - self.settings.allowed_lateness_s * 1_000_000
-        return JudgedSlice(
+        return ClassifiedSlice(
             messages=arrival.messages,
             domain=arrival.domain_name,
             rows=len(decoded.slice.rows),
             accepted=accepted,
-            letters=[_letter(decoded, row) for row in sorted(refusals)],
+            dead_letters=[_dead_letter(decoded, row) for row in sorted(rejections)],
             late=accepted.event_time_us < late_before_us,
             watermark_us=_watermark_us(accepted, decoded),
             last_kafka_us=_last_kafka_us(arrival),
@@ -217,7 +217,7 @@ def _watermark_us(accepted: RawRows, decoded: _Decoded) -> int | None:
     make punctual rows late."""
     if not len(accepted):
         return None
-    arrived = decoded.arrived_at_us[decoded.readable()] if decoded.slice.refusals else decoded.arrived_at_us
+    arrived = decoded.arrived_at_us[decoded.readable()] if decoded.slice.rejections else decoded.arrived_at_us
     seen_us = np.minimum(accepted.event_time_us, accepted.kafka_time_us)
     return int(np.minimum(seen_us, arrived).max())
 
@@ -230,8 +230,8 @@ def _last_kafka_us(arrival: Arrival) -> int | None:
     return min(max(arrival.messages.kafka_times_ms) * 1000, int(arrival.arrived_at_us.max()))
 
 
-def _letter(decoded: _Decoded, row: int) -> DeadLetter:
-    rows, refusal = decoded.slice.rows, decoded.slice.refusals[row]
+def _dead_letter(decoded: _Decoded, row: int) -> DeadLetter:
+    rows, rejection = decoded.slice.rows, decoded.slice.rejections[row]
     return DeadLetter(
         topic=rows.log.topic,
         epoch=rows.log.epoch,
@@ -240,8 +240,8 @@ def _letter(decoded: _Decoded, row: int) -> DeadLetter:
         ordinal=rows.ordinal(row),
         stage=RAW_EVENTS,
         domain=decoded.arrival.domain_name,
-        reason=refusal.reason,
-        error=refusal.error,
+        reason=rejection.reason,
+        error=rejection.error,
         payload=rows.values[row],
         key=rows.keys[row],
         headers=rows.headers[row],
@@ -277,6 +277,6 @@ def _rows(decoded: _Decoded) -> RawRows:
         headers=rows.headers,
         kafka_time_us=np.asarray(rows.kafka_times_ms, np.int64) * 1000,
         event_time_us=decoded.slice.event_time_us,
-        payloads=rows.values,  # type: ignore[arg-type]  # what has no value was refused
+        payloads=rows.values,  # type: ignore[arg-type]  # what has no value was rejected
     )
-    return pick(found, decoded.readable()) if decoded.slice.refusals else found
+    return pick(found, decoded.readable()) if decoded.slice.rejections else found

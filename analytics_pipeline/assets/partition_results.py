@@ -20,7 +20,7 @@ from analytics_pipeline.storage.pending_work import WHOLE, Invalidation, Scope
 SAMPLE_REASONS = 20
 
 
-def refuses(spec: AssetSpec, work: Work, validated: Validated) -> bool:
+def must_quarantine(spec: AssetSpec, work: Work, validated: Validated) -> bool:
     """Whether nothing of a domain partition is written."""
     if spec.failed_rows == "withheld":
         # A derived figure that fails is a fault of ours: it is never written, whoever released it.
@@ -29,13 +29,13 @@ def refuses(spec: AssetSpec, work: Work, validated: Validated) -> bool:
 
 
 def held_work(
-    asset: DerivedName, works: Sequence[Work], validated: Mapping[Key, Validated], refused: Collection[Key]
+    asset: DerivedName, works: Sequence[Work], validated: Mapping[Key, Validated], quarantined: Collection[Key]
 ) -> list[Invalidation]:
-    """What was refused stays asked for, as held work: all of it, or the series that are withheld."""
+    """What was quarantined stays pending, as held work: all of it, or the series that are withheld."""
     held: list[Invalidation] = []
     for work in works:
         series = validated[work.key].withheld_series
-        if work.key in refused:
+        if work.key in quarantined:
             scopes = work.pending.scopes() if work.pending and not work.whole else [WHOLE]
         elif series:
             scopes = [Scope(series=series)]

@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from analytics_pipeline.assets.raw_events.payload_bytes import not_utf8
 from analytics_pipeline.domains.base import Domain
 from analytics_pipeline.messages import MessageSlice
 from analytics_pipeline.records import HOUR_US, from_us
-from analytics_pipeline.stages.payload_bytes import not_utf8
 
 #: What decoding a payload may raise because of the payload. Anything else is the domain's: ``domain_error``.
 PAYLOAD_ERRORS = (msgspec.MsgspecError, RecursionError, UnicodeError)
@@ -31,8 +31,8 @@ _ZONE = attrgetter("tzinfo")
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why one message is refused: a stable reason to count by, and a sentence for people."""
+class Rejection:
+    """Why one message is rejected: a stable reason to count by, and a sentence for people."""
 
     reason: str
     error: str
@@ -40,7 +40,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class DecodedSlice:
-    """What decoding made of a slice; ``event_time_us`` holds nothing useful where refused.
+    """What decoding made of a slice; ``event_time_us`` holds nothing useful where rejected.
 
     Attributes:
         rows: what becomes raw events or dead letters: the messages, or the elements of those that were split.
@@ -51,7 +51,7 @@ class DecodedSlice:
     rows: MessageSlice
     event_time_us: npt.NDArray[np.int64]
     payload_bytes: npt.NDArray[np.int64]
-    refusals: dict[int, Refusal]
+    rejections: dict[int, Rejection]
     origin: npt.NDArray[np.int64] | None = None
     whole: frozenset[int] = frozenset()
 
@@ -62,27 +62,27 @@ def decode_slice(
     max_message_bytes: int,
     *,
     elements: bool = False,
-    refused: Mapping[int, Refusal] | None = None,
+    rejected: Mapping[int, Rejection] | None = None,
 ) -> DecodedSlice:
     """Event times of a slice.
 
     Args:
         domain: None where no domain claims the topic.
         elements: the rows are elements that were split before: each is decoded alone.
-        refused: rows that are not looked at any more.
+        rejected: rows that are not looked at any more.
     """
     if domain is None:
-        refusal = Refusal("unknown_topic", f"no domain claims topic {messages.topic}; add one or drop it")
-        refusals = dict.fromkeys(range(len(messages)), refusal)
-        return DecodedSlice(messages, np.zeros(len(messages), np.int64), _lengths(messages), refusals)
+        rejection = Rejection("unknown_topic", f"no domain claims topic {messages.topic}; add one or drop it")
+        rejections = dict.fromkeys(range(len(messages)), rejection)
+        return DecodedSlice(messages, np.zeros(len(messages), np.int64), _lengths(messages), rejections)
     if domain.split is not None and not elements:
         return _split_slice(messages, domain, max_message_bytes)
-    refusals = {**_unreadable(messages), **(refused or {})}
+    rejections = {**_unreadable(messages), **(rejected or {})}
     seconds: list[float] = []
     for first in range(0, len(messages), CHUNK_MESSAGES):
-        seconds += _decode_chunk(messages, first, domain, max_message_bytes, refusals)
-    refusals |= _not_utf8(messages.values, refusals)
-    return DecodedSlice(messages, _to_us(seconds), _lengths(messages), refusals)
+        seconds += _decode_chunk(messages, first, domain, max_message_bytes, rejections)
+    rejections |= _not_utf8(messages.values, rejections)
+    return DecodedSlice(messages, _to_us(seconds), _lengths(messages), rejections)
 
 
 def _lengths(messages: MessageSlice) -> npt.NDArray[np.int64]:
@@ -90,8 +90,8 @@ def _lengths(messages: MessageSlice) -> npt.NDArray[np.int64]:
     return np.fromiter((len(v) if v is not None else 0 for v in values), np.int64, len(values))
 
 
-def _unreadable(messages: MessageSlice) -> dict[int, Refusal]:
-    return {row: Refusal("headers_unreadable", error) for row, error in messages.unreadable.items()}
+def _unreadable(messages: MessageSlice) -> dict[int, Rejection]:
+    return {row: Rejection("headers_unreadable", error) for row, error in messages.unreadable.items()}
 
 
 def _decode_chunk(
@@ -99,9 +99,9 @@ def _decode_chunk(
     first: int,
     domain: Domain,
     max_message_bytes: int,
-    refusals: dict[int, Refusal],
+    rejections: dict[int, Rejection],
 ) -> list[float]:
-    """Event times of a chunk in seconds; adds to ``refusals``."""
+    """Event times of a chunk in seconds; adds to ``rejections``."""
     values = messages.values[first : first + CHUNK_MESSAGES]
     decode, event_time = msgspec.json.Decoder(domain.envelope).decode, domain.event_time
     try:
@@ -114,7 +114,7 @@ def _decode_chunk(
     except Exception:  # noqa: BLE001  # looked at one by one
         pass
     return [
-        _seconds(messages, row, decode, domain, max_message_bytes, refusals)
+        _seconds(messages, row, decode, domain, max_message_bytes, rejections)
         for row in range(first, first + len(values))
     ]
 
@@ -125,20 +125,20 @@ def _seconds(
     decode: Callable[[bytes], Any],
     domain: Domain,
     max_message_bytes: int,
-    refusals: dict[int, Refusal],
+    rejections: dict[int, Rejection],
 ) -> float:
     value = messages.values[row]
-    if row in refusals:
+    if row in rejections:
         return 0.0
     if not value or len(value) > max_message_bytes:
-        refusals[row] = _unread(value, max_message_bytes)
+        rejections[row] = _unread(value, max_message_bytes)
         return 0.0
     try:
         return _timestamp(domain.event_time(decode(value)), domain.time_zone, messages.kafka_times_ms[row])
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001  # whatever a domain raises is about this message alone
-        refusals[row] = _why(value, error, domain)
+        rejections[row] = _why(value, error, domain)
         return 0.0
 
 
@@ -151,35 +151,35 @@ def _timestamp(moment: datetime, zone: tzinfo, kafka_time_ms: int) -> float:
     return min(either, key=lambda seconds: abs(seconds - kafka_time_ms / 1000))
 
 
-def _why(value: bytes, error: Exception, domain: Domain) -> Refusal:
+def _why(value: bytes, error: Exception, domain: Domain) -> Rejection:
     if isinstance(error, PAYLOAD_ERRORS):
         return explain(value, error)
     said = f"domain {domain.name} raised {type(error).__name__}: {error}"
-    return Refusal("domain_error", said[:ERROR_CHARACTERS])
+    return Rejection("domain_error", said[:ERROR_CHARACTERS])
 
 
 # ---------------------------------------------------------------------- messages that are split
 
 
 def _split_slice(
-    messages: MessageSlice, domain: Domain, max_message_bytes: int, refused: Mapping[int, Refusal] | None = None
+    messages: MessageSlice, domain: Domain, max_message_bytes: int, rejected: Mapping[int, Rejection] | None = None
 ) -> DecodedSlice:
-    """The elements of a slice's messages as rows; a message that cannot be split is one row, refused.
+    """The elements of a slice's messages as rows; a message that cannot be split is one row, rejected.
 
     Each element is also decoded alone, as it is when its hour is rebuilt: a message of which an element reads
-    another time then is refused now.
+    another time then is rejected now.
     """
     origin: list[int] = []
     values: list[bytes | None] = []
     ordinals: list[int] = []
     moments: list[Any] = []
-    refusals: dict[int, Refusal] = {}
-    known = {**_unreadable(messages), **(refused or {})}
+    rejections: dict[int, Rejection] = {}
+    known = {**_unreadable(messages), **(rejected or {})}
     for row in range(len(messages)):
         split = known.get(row) or _elements(messages.values[row], domain, max_message_bytes)
         elements: list[tuple[Any, bytes | None]]
-        if isinstance(split, Refusal):
-            refusals[len(origin)] = split
+        if isinstance(split, Rejection):
+            rejections[len(origin)] = split
             elements = [(None, messages.values[row])]
         else:
             elements = split
@@ -188,17 +188,17 @@ def _split_slice(
         moments += [moment for moment, _ in elements]
         values += [text for _, text in elements]
     rows = _rows_of(messages, origin, values, ordinals)
-    whole = frozenset(refusals)
-    decoded = decode_slice(rows, replace(domain, split=None), max_message_bytes, refused=refusals)
+    whole = frozenset(rejections)
+    decoded = decode_slice(rows, replace(domain, split=None), max_message_bytes, rejected=rejections)
     if others := _other_times(decoded, moments, domain):
-        wrong = {origin[row]: refusal for row, refusal in others.items()}
-        return _split_slice(messages, domain, max_message_bytes, {**(refused or {}), **wrong})
+        wrong = {origin[row]: rejection for row, rejection in others.items()}
+        return _split_slice(messages, domain, max_message_bytes, {**(rejected or {}), **wrong})
     return replace(decoded, origin=np.array(origin, np.int64), whole=whole)
 
 
 def _elements(
     value: bytes | None, domain: Domain, max_message_bytes: int
-) -> list[tuple[Any, bytes | None]] | Refusal:
+) -> list[tuple[Any, bytes | None]] | Rejection:
     if not value or len(value) > max_message_bytes:
         return _unread(value, max_message_bytes)
     assert domain.split is not None
@@ -208,10 +208,10 @@ def _elements(
         raise
     except Exception as error:  # noqa: BLE001  # whatever a domain raises is about this message alone
         return _not_read(value) or _why(value, error, domain)
-    return elements or Refusal("no_elements", "message splits into nothing")
+    return elements or Rejection("no_elements", "message splits into nothing")
 
 
-def _not_read(value: bytes) -> Refusal | None:
+def _not_read(value: bytes) -> Rejection | None:
     """Why a payload is no JSON, whatever the domain made of that; None where it is."""
     try:
         msgspec.json.decode(value)
@@ -220,18 +220,18 @@ def _not_read(value: bytes) -> Refusal | None:
     return None
 
 
-def _other_times(decoded: DecodedSlice, moments: Sequence[Any], domain: Domain) -> dict[int, Refusal]:
+def _other_times(decoded: DecodedSlice, moments: Sequence[Any], domain: Domain) -> dict[int, Rejection]:
     """Elements whose text gives another time than the split did: a fault of the domain."""
     times = decoded.event_time_us.tolist()
-    found: dict[int, Refusal] = {}
+    found: dict[int, Rejection] = {}
     for row, moment in enumerate(moments):
-        if row in decoded.refusals:
+        if row in decoded.rejections:
             continue
         try:
             split_s = _timestamp(moment, domain.time_zone, decoded.rows.kafka_times_ms[row])
             if round(split_s * 1e6) != times[row]:
                 said = f"domain {domain.name}: split gives {moment}, the element reads {from_us(times[row])}"
-                found[row] = Refusal("domain_error", said)
+                found[row] = Rejection("domain_error", said)
         except MemoryError:
             raise
         except Exception as error:  # noqa: BLE001  # as above
@@ -264,13 +264,13 @@ def _to_us(seconds: list[float]) -> npt.NDArray[np.int64]:
     return times
 
 
-def _not_utf8(values: Sequence[bytes | None], refused: Mapping[int, Refusal]) -> dict[int, Refusal]:
-    """Of what was not refused yet, payloads whose bytes are no text: decoding looks only at what it reads."""
-    rows = [row for row in range(len(values)) if row not in refused] if refused else range(len(values))
-    texts = [values[row] or b"" for row in rows] if refused else values
+def _not_utf8(values: Sequence[bytes | None], rejected: Mapping[int, Rejection]) -> dict[int, Rejection]:
+    """Of what was not rejected yet, payloads whose bytes are no text: decoding looks only at what it reads."""
+    rows = [row for row in range(len(values)) if row not in rejected] if rejected else range(len(values))
+    texts = [values[row] or b"" for row in rows] if rejected else values
     return {
-        rows[at]: Refusal("not_utf8", f"payload is not UTF-8: {_utf8_error(values[rows[at]])}")
-        for at in not_utf8(texts)  # type: ignore[arg-type]  # what has no value was refused
+        rows[at]: Rejection("not_utf8", f"payload is not UTF-8: {_utf8_error(values[rows[at]])}")
+        for at in not_utf8(texts)  # type: ignore[arg-type]  # what has no value was rejected
     }
 
 
@@ -282,23 +282,23 @@ def _utf8_error(value: bytes | None) -> str:
     return "no value"
 
 
-def _unread(value: bytes | None, max_message_bytes: int) -> Refusal:
+def _unread(value: bytes | None, max_message_bytes: int) -> Rejection:
     if value is None:
-        return Refusal("null_value", "message has no value (a tombstone); this topic is not compacted by us")
+        return Rejection("null_value", "message has no value (a tombstone); this topic is not compacted by us")
     if not value:
-        return Refusal("empty_value", "message has an empty value")
-    return Refusal("too_large", f"payload has {len(value)} bytes, at most {max_message_bytes} are taken")
+        return Rejection("empty_value", "message has an empty value")
+    return Rejection("too_large", f"payload has {len(value)} bytes, at most {max_message_bytes} are taken")
 
 
-def explain(value: bytes, error: Exception) -> Refusal:
+def explain(value: bytes, error: Exception) -> Rejection:
     """The reason behind a decoding error, looked for only once there is one."""
     text = str(error)[:ERROR_CHARACTERS]
     if isinstance(error, RecursionError):
-        return Refusal("nested_too_deep", "payload is nested too deep to be read")
+        return Rejection("nested_too_deep", "payload is nested too deep to be read")
     if isinstance(error, UnicodeError):
-        return Refusal("not_utf8", f"payload is not UTF-8: {text}")
+        return Rejection("not_utf8", f"payload is not UTF-8: {text}")
     if isinstance(error, msgspec.ValidationError):
-        return Refusal(_field_reason(text), text)
+        return Rejection(_field_reason(text), text)
     return _not_json(value, text)
 
 
@@ -314,24 +314,24 @@ def _field_reason(text: str) -> str:
 _ODD_JSON = (b"NaN", b"Infinity", b"\\u")
 
 
-def _not_json(value: bytes, text: str) -> Refusal:
+def _not_json(value: bytes, text: str) -> Rejection:
     if value.isascii() and not any(odd in value for odd in _ODD_JSON):
-        return Refusal("not_json", text)  # nearly always: an hour may hold tens of thousands of them
+        return Rejection("not_json", text)  # nearly always: an hour may hold tens of thousands of them
     try:
         parsed: Any = json.loads(value)
         json.dumps(parsed, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        return Refusal("lone_surrogate", f"payload holds half of a surrogate pair: {error.reason}")
+        return Rejection("lone_surrogate", f"payload holds half of a surrogate pair: {error.reason}")
     except UnicodeDecodeError as error:
-        return Refusal("not_utf8", f"payload is not UTF-8: {error}"[:ERROR_CHARACTERS])
+        return Rejection("not_utf8", f"payload is not UTF-8: {error}"[:ERROR_CHARACTERS])
     except (ValueError, RecursionError):
-        return Refusal("not_json", text)
-    return Refusal("not_json", f"{text}; NaN and Infinity are not JSON")
+        return Rejection("not_json", text)
+    return Rejection("not_json", f"{text}; NaN and Infinity are not JSON")
 
 
 @dataclass(frozen=True, slots=True)
 class GateBounds:
-    """What is plausible for an event time, judged against arrival, which is stored: a replay judges alike."""
+    """What is plausible for an event time, classified against arrival, which is stored: a replay judges alike."""
 
     start_us: int
     retention_floor_us: int
@@ -343,7 +343,7 @@ def gate_frame(
     payload_bytes: npt.NDArray[np.int64],
     bounds: GateBounds,
 ) -> pl.DataFrame:
-    """What the gate of raw_events judges.
+    """What the gate of raw_events validates.
 
     Columns: ``ahead_s`` event time minus arrival; ``since_start_s`` event time minus the partitions' start;
     ``since_floor_s`` start of the event's hour minus the retention floor; ``payload_bytes``.
@@ -358,9 +358,9 @@ def gate_frame(
     )
 
 
-def count_reasons(refusals: Sequence[Refusal]) -> dict[str, int]:
+def count_reasons(rejections: Sequence[Rejection]) -> dict[str, int]:
     """How often each reason occurs."""
     counts: dict[str, int] = {}
-    for refusal in refusals:
-        counts[refusal.reason] = counts.get(refusal.reason, 0) + 1
+    for rejection in rejections:
+        counts[rejection.reason] = counts.get(rejection.reason, 0) + 1
     return counts

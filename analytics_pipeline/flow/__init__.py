@@ -1,1 +1,0 @@
-"""The two paths of the data: drain (Kafka to raw events) and derive (everything after). No Dagster here."""
