@@ -108,7 +108,7 @@ def _materialize(context: AssetExecutionContext, pipeline: Pipeline, spec: Asset
         spec.name,
         compute=lambda hours: _compute(context, pipeline, spec, hours),
         states=lambda hours: pipeline.hour_states(spec.name, hours),
-        extra=lambda outcome: _plot(pipeline, spec.name, outcome),
+        extra=lambda outcomes: _plots(pipeline, spec.name, outcomes),
     )
 
 
@@ -123,9 +123,10 @@ def _compute(
     )
 
 
-def _plot(pipeline: Pipeline, name: AssetName, outcome: HourOutcome) -> Metadata:
-    """The small plot of a full recompute. None on the live path: it would be drawn every few seconds."""
-    if outcome.mode != "full":
+def _plots(pipeline: Pipeline, name: AssetName, outcomes: Sequence[HourOutcome]) -> dict[datetime, Metadata]:
+    """The small plots of a full recompute. None on the live path: they would be drawn every few seconds."""
+    hours = [outcome.hour for outcome in outcomes if outcome.mode == "full"]
+    if not hours:
         return {}
     with pipeline.connection() as conn:
-        return plot_metadata(rows_per_minute(conn, name, outcome.hour))
+        return {hour: plot_metadata(counts) for hour, counts in rows_per_minute(conn, name, hours).items()}

@@ -42,7 +42,7 @@ def event_batch(instance: DagsterInstance) -> AbstractContextManager[None]:
 
 
 class BatchingEventLogStorage(PostgresEventLogStorage):
-    """Dagster's event log in PostgreSQL, which stores materializations and evaluations of checks in batches if asked."""
+    """Dagster's event log in PostgreSQL, which stores reports in batches if it is asked to."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -138,7 +138,7 @@ class BatchingEventLogStorage(PostgresEventLogStorage):
             "partition": evaluation.partition,
             "execution_status": (status.SUCCEEDED if evaluation.passed else status.FAILED).value,
             "evaluation_event": serialize_value(event),
-            "evaluation_event_timestamp": self._event_insert_timestamp(event),
+            "evaluation_event_timestamp": self._event_insert_timestamp(event),  # type: ignore[no-untyped-call]
             "evaluation_event_storage_id": event_id,
             "materialization_event_storage_id": target.storage_id if target else None,
         }

@@ -8,6 +8,7 @@ to report it, the next tick of the sensor reports: see ``outcome_reports``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import datetime
 from typing import Any, TypeAlias
 
@@ -26,6 +27,7 @@ from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_AS
 
 from analytics_pipeline.errors import PipelineError
 from analytics_pipeline.orchestration.checks import check_result, expired_check_result
+from analytics_pipeline.orchestration.event_batches import event_batch
 from analytics_pipeline.orchestration.metadata import Metadata, outcome_metadata
 from analytics_pipeline.orchestration.partitions import key_of, range_of_run
 from analytics_pipeline.orchestration.tags import (
@@ -43,7 +45,7 @@ log = structlog.get_logger(__name__)
 
 Compute: TypeAlias = Callable[[Sequence[datetime]], DerivedHours]
 States: TypeAlias = Callable[[Sequence[datetime]], Mapping[datetime, Sequence[DomainState]]]
-Extra: TypeAlias = Callable[[HourOutcome], Metadata]
+Extra: TypeAlias = Callable[[Sequence[HourOutcome]], Mapping[datetime, Metadata]]
 Event: TypeAlias = (
     AssetMaterialization | AssetObservation | AssetCheckEvaluation | MaterializeResult[Any] | Output[None]
 )
@@ -93,7 +95,7 @@ def materialize_hours(
     Args:
         compute: commits slice by slice.
         states: what each hour holds afterwards, by domain.
-        extra: adds metadata to a materialization.
+        extra: adds metadata to the materializations of some hours.
 
     Raises:
         Failure: see above.
@@ -108,7 +110,7 @@ def report_hours(
     asset: AssetName,
     done: DerivedHours,
     held: Mapping[datetime, Sequence[DomainState]],
-    extra: Extra = lambda _outcome: {},
+    extra: Extra = lambda _outcomes: {},
 ) -> Iterator[Event]:
     """Report what was done to some hours of an asset, and fail where a run has to.
 
@@ -118,17 +120,20 @@ def report_hours(
     mode = mode_of_run(context.run.tags)
     hours = hours_of_run(context.run.tags)
     reported_by_dagster = False
-    for outcome in done.outcomes:
-        errors = {one.domain: one.error for one in done.errors if one.hour == outcome.hour}
-        if mode == "incremental" and not outcome.domains and not errors:
-            continue  # no pending work, nothing written: nothing to report
-        alone = list(hours) == [outcome.hour]
-        for event in _report(context, outcome, errors, held.get(outcome.hour, ()), extra, alone=alone):
-            reported_by_dagster |= isinstance(event, MaterializeResult)
-            yield event
-    for hour in done.expired:
-        context.log.info(f"{asset} {key_of(hour)}: taken by retention; nothing was computed")
-        yield expired_check_result(asset, hour)
+    more = extra(done.outcomes)
+    with event_batch(context.instance) if len(hours) > 1 else nullcontext():
+        for outcome in done.outcomes:
+            errors = {one.domain: one.error for one in done.errors if one.hour == outcome.hour}
+            if mode == "incremental" and not outcome.domains and not errors:
+                continue  # no pending work, nothing written: nothing to report
+            metadata = outcome_metadata(outcome, held.get(outcome.hour, ())) | more.get(outcome.hour, {})
+            alone = list(hours) == [outcome.hour]
+            for event in _report(context, outcome, errors, held.get(outcome.hour, ()), metadata, alone=alone):
+                reported_by_dagster |= isinstance(event, MaterializeResult)
+                yield event
+        for hour in done.expired:
+            context.log.info(f"{asset} {key_of(hour)}: taken by retention; nothing was computed")
+            yield expired_check_result(asset, hour)
     _raise_if_failed(done, mode, len(hours))
     yield from _outputs(context, asset, reported_by_dagster=reported_by_dagster)
 
@@ -146,14 +151,14 @@ def _report(
     outcome: HourOutcome,
     errors: Mapping[str, Exception],
     held: Sequence[DomainState],
-    extra: Extra,
+    metadata: Metadata,
     *,
     alone: bool,
 ) -> Iterator[Event]:
     if outcome.quarantined:
         log.error("quarantined", asset=outcome.asset, hour=key_of(outcome.hour), domains=list(outcome.quarantined))
-    metadata = outcome_metadata(outcome, held) | extra(outcome)
-    if not is_materialized(outcome, errors):
+    materialized = is_materialized(outcome, errors)
+    if not materialized:
         if len(outcome.domains) > len(outcome.quarantined):
             # What was committed is there, though the hour is not what was asked for.
             yield AssetObservation(AssetKey(outcome.asset), partition=key_of(outcome.hour), metadata=metadata)
@@ -163,7 +168,8 @@ def _report(
         yield MaterializeResult(asset_key=AssetKey(outcome.asset), metadata=metadata)
     else:
         yield AssetMaterialization(AssetKey(outcome.asset), partition=key_of(outcome.hour), metadata=metadata)
-    yield check_result(outcome, held, errors, context.instance)
+    # In a batch, the evaluation is pointed to the materialization with which it is stored.
+    yield check_result(outcome, held, errors, None if materialized and not alone else context.instance)
 
 
 def _outputs(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from analytics_pipeline.assets.catalog import BY_NAME
-from analytics_pipeline.records import HOUR, AssetName
+from analytics_pipeline.records import HOUR, AssetName, hour_of
 from analytics_pipeline.storage.engine import Connection
 
 MINUTES_PER_HOUR = 60
@@ -32,19 +32,31 @@ def raw_totals(conn: Connection, hours: Sequence[datetime]) -> dict[datetime, Ra
         return {hour: RawTotals(rows, failed) for hour, rows, failed in cursor.fetchall()}
 
 
-def rows_per_minute(conn: Connection, asset: AssetName, hour: datetime) -> list[int]:
-    """Sixty counts, or none for an asset that has nothing to plot."""
+def rows_per_minute(conn: Connection, asset: AssetName, hours: Sequence[datetime]) -> dict[datetime, list[int]]:
+    """Sixty counts for each hour; nothing for an asset that has nothing to plot."""
     spec = BY_NAME[asset]
     if spec.plot is None:
-        return []
-    time_column, condition = spec.table.time_column, spec.plot
-    counts = [0] * MINUTES_PER_HOUR
+        return {}
+    counts = {hour: [0] * MINUTES_PER_HOUR for hour in hours}
     with conn.cursor() as cursor:
-        cursor.execute(
-            f"SELECT extract(minute FROM {time_column})::int, count(*) FROM {spec.table.name} "
-            f"WHERE {time_column} >= %s AND {time_column} < %s AND {condition} GROUP BY 1",
-            (hour, hour + HOUR),
-        )
-        for minute, rows in cursor.fetchall():
-            counts[minute] = rows
+        for begin, end in _stretches(hours):
+            cursor.execute(
+                f"SELECT date_trunc('minute', {spec.table.time_column}, 'UTC') AS minute, count(*) "
+                f"FROM {spec.table.name} WHERE {spec.table.time_column} >= %s AND {spec.table.time_column} < %s "
+                f"AND {spec.plot} GROUP BY 1",
+                (begin, end),
+            )
+            for minute, rows in cursor.fetchall():
+                counts[hour_of(minute)][minute.minute] = rows
     return counts
+
+
+def _stretches(hours: Sequence[datetime]) -> list[tuple[datetime, datetime]]:
+    """Hours in a row as one span, so that each is read once."""
+    spans: list[tuple[datetime, datetime]] = []
+    for hour in sorted(hours):
+        if spans and spans[-1][1] == hour:
+            spans[-1] = (spans[-1][0], hour + HOUR)
+        else:
+            spans.append((hour, hour + HOUR))
+    return spans

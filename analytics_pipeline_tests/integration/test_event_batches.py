@@ -133,9 +133,13 @@ def test_reports_without_a_run_can_be_repeated(dagster_instance: DagsterInstance
 
 
 def test_what_was_reported_before_an_error_is_stored(dagster_instance: DagsterInstance) -> None:
-    with pytest.raises(RuntimeError, match="halfway"), event_batch(dagster_instance):
-        report(dagster_instance, KEYS[:5])
-        raise RuntimeError("halfway")
+    def report_some() -> None:
+        with event_batch(dagster_instance):
+            report(dagster_instance, KEYS[:5])
+            raise RuntimeError("halfway")
+
+    with pytest.raises(RuntimeError, match="halfway"):
+        report_some()
     assert set(dagster_instance.get_materialized_partitions(ASSET)) == set(KEYS[:5])
 
 
