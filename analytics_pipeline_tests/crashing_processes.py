@@ -13,6 +13,7 @@ from typing import Any
 
 from analytics_pipeline.assets.derive import Deriver
 from analytics_pipeline.assets.raw_events.drain import Drain
+from analytics_pipeline.assets.slice_protocol import SliceProtocol
 from analytics_pipeline.domains import Registry, registry_for
 from analytics_pipeline.errors import OffsetConflictError
 from analytics_pipeline.settings import Settings
@@ -58,16 +59,16 @@ def drain_and_die(settings: Settings, topics: Topics, point: str, at_batch: int)
     drain.tick(datetime.now(UTC))
 
 
-class DyingDeriver(Deriver):
+class DyingProtocol(SliceProtocol):
     """Is killed while it holds the writes of one asset, or right after it committed them."""
 
     asset = ""
     point = ""
     deriving = ""
 
-    def derive(self, asset: Any, *arguments: Any, **more: Any) -> Any:
-        self.deriving = asset
-        return super().derive(asset, *arguments, **more)
+    def compute(self, run: Any, keys: Any) -> Any:
+        self.deriving = run.asset
+        return super().compute(run, keys)
 
     def _commit(self, conn: Any) -> None:
         if self.deriving != self.asset:
@@ -81,14 +82,15 @@ class DyingDeriver(Deriver):
 def derive_and_die(settings: Settings, topics: Topics, asset: str, point: str) -> None:
     """Does pending work as a worker does, until it is killed."""
     engine = engine_for(settings)
-    deriver = DyingDeriver(settings, engine, _registry(settings, topics))
-    deriver.asset, deriver.point = asset, point
+    deriver, protocol = Deriver(settings, engine, _registry(settings, topics)), DyingProtocol(settings, engine)
+    protocol.asset, protocol.point = asset, point
+    deriver.protocol = protocol
     for _ in range(20):
         with connection(engine) as conn:
             todo = actionable_hours(conn)
         for one in todo:
             for name in one.assets:
-                deriver.derive(name, one.hour, "incremental", "victim")
+                deriver.derive(name, one.hour, "incremental", "killed")
 
 
 def drain_against_others(
@@ -127,7 +129,7 @@ def _resident_mib(name: str) -> int:
 
 
 def _import_what_gates_need() -> None:
-    """Great Expectations takes seconds to import; the server that forks victims does it once."""
+    """Great Expectations takes seconds to import; the server that forks processes does it once."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
     import great_expectations  # noqa: F401
 

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 import structlog
 
-from analytics_pipeline.assets import derive
+from analytics_pipeline.assets import derive, slice_protocol
 from analytics_pipeline.assets.raw_events import classify
 from analytics_pipeline.quality.gates import GateError, GateSuite
 from analytics_pipeline.records import ExpectationOutcome, GateResult
@@ -44,5 +44,5 @@ def _drop(*_: object) -> str:
 def use_quick_gates(patch: pytest.MonkeyPatch) -> None:
     """In the drain and in the deriver of this process; and no pages of traceback of errors that a test means."""
     patch.setattr(derive, "log", structlog.wrap_logger(structlog.ReturnLogger(), processors=[_drop]))
-    for module in (classify, derive):
+    for module in (classify, slice_protocol):
         patch.setattr(module, "run_gate", quick_gate)

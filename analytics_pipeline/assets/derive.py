@@ -1,70 +1,41 @@
-"""The one protocol by which every derived asset is computed, whoever asked for it.
+"""Computes hours of a derived asset, whoever asked for it: composes slices, and splits those that raise.
 
-Lock the domain partitions of a slice, then open a snapshot; read pending work and inputs; compute; gate; write the
-slice, less what is quarantined; delete exactly the pending work that was read; ask for what depends on what changed;
-commit. A run that was asked for by pending work computes its scope; one that a person or a backfill started takes
-whole hours and replaces them.
+A run that was requested for pending work computes its scope; one that a person or a backfill started replaces whole
+hours. Not here: what happens to one slice, from lock to commit (slice_protocol.py).
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 
-import polars as pl
 import psycopg2
 import psycopg2.errors
 import structlog
 from sqlalchemy import Engine
 
 from analytics_pipeline.assets.anomalies.calculation import AnomalyCalculation
-from analytics_pipeline.assets.calculation import Calculation, Computed, Context, Key, Work
+from analytics_pipeline.assets.calculation import Calculation, Key
 from analytics_pipeline.assets.kpis.calculation import KpiCalculation
 from analytics_pipeline.assets.measurements.calculation import MeasurementCalculation
-from analytics_pipeline.assets.partition_results import held_work, holds_rows, must_quarantine, outcome_of, state_of
+from analytics_pipeline.assets.slice_protocol import InputsChangedError, Run, SliceProtocol
 from analytics_pipeline.assets.slices import compose, halves, live_from
 from analytics_pipeline.assets.windows.calculation import WindowCalculation
 from analytics_pipeline.domains import Domain, Registry
 from analytics_pipeline.errors import PipelineError, RunEndedError
 from analytics_pipeline.gc_pause import cycle_collection_paused
-from analytics_pipeline.quality.gates import run_gate
-from analytics_pipeline.quality.suites import suite_for
-from analytics_pipeline.records import (
-    DerivedHours,
-    DerivedName,
-    DomainOutcome,
-    GateResult,
-    HourOutcome,
-    Mode,
-    PartitionError,
-)
+from analytics_pipeline.records import DerivedHours, DerivedName, DomainOutcome, HourOutcome, Mode, PartitionError
 from analytics_pipeline.settings import Settings
-from analytics_pipeline.storage import (
-    input_versions,
-    locks,
-    outcomes,
-    partition_state,
-    pending_work,
-    retention,
-    window_sizes,
-)
-from analytics_pipeline.storage.dagster_tables import require_started_run
+from analytics_pipeline.storage import locks, partition_state, pending_work, retention, window_sizes
 from analytics_pipeline.storage.domain_numbers import DomainNumbers
 from analytics_pipeline.storage.engine import Connection, connection
-from analytics_pipeline.storage.limits import LimitDirectory
-from analytics_pipeline.storage.locks import domain_partition_locks, lock_domain_commits, lock_inputs_shared
-from analytics_pipeline.storage.partition_state import PartitionState
-from analytics_pipeline.storage.pending_work import Invalidation
-from analytics_pipeline.storage.series import SeriesDirectory
 
 log = structlog.get_logger(__name__)
 
-#: Failing rows whose reasons are kept with a quarantined domain partition, for people.
-SAMPLE_REASONS = 20
 #: How often a slice begins anew after a serialization failure or a deadlock.
 MAX_RESTARTS = 5
 RESTART_JITTER_S = 0.2
@@ -84,23 +55,6 @@ CAUSED_BY_DATA = (
 )
 
 
-class _InputsChangedError(Exception):
-    """The retention floor was raised while the slice was computed: begin anew."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Run:
-    """What a slice needs to know of the run that it is part of."""
-
-    asset: DerivedName
-    mode: Mode
-    run_id: str
-    domains: Mapping[int, Domain]
-    #: For domain partitions that others hold; else what is free is computed, and the others are noted in ``missed``.
-    wait: bool = True
-    missed: set[Key] = field(default_factory=set)
-
-
 class Deriver:
     """Computes derived assets, slice by slice. Safe to use from several processes at once."""
 
@@ -110,8 +64,7 @@ class Deriver:
         self._domains = domains
         self._code_version = code_version
         self._numbers = DomainNumbers(engine)
-        self._series = SeriesDirectory(engine)
-        self._limits = LimitDirectory()
+        self.protocol = SliceProtocol(settings, engine)
         calculations: tuple[Calculation, ...] = (
             MeasurementCalculation(),
             WindowCalculation(),
@@ -163,7 +116,14 @@ class Deriver:
             PipelineError: a domain is named that is not enabled; nothing was changed.
         """
         started = time.monotonic()
-        run = _Run(asset=asset, mode=mode, run_id=run_id, domains=self._wanted(domains), wait=wait)
+        run = Run(
+            asset=asset,
+            calculation=self._calculations[asset],
+            mode=mode,
+            run_id=run_id,
+            domains=self._wanted(domains),
+            wait=wait,
+        )
         done = DerivedHours()
         if mode == "full":
             hours = self._kept(run, hours, done)
@@ -191,7 +151,7 @@ class Deriver:
         names = [name for name in self._domains.by_name if domains is None or name in domains]
         return {number: self._domains.by_name[name] for name, number in self._numbers.numbers(names).items()}
 
-    def _kept(self, run: _Run, hours: Sequence[datetime], done: DerivedHours) -> list[datetime]:
+    def _kept(self, run: Run, hours: Sequence[datetime], done: DerivedHours) -> list[datetime]:
         """The hours that retention has not taken from every domain; the others are noted."""
         names = [domain.name for domain in run.domains.values()]
         with connection(self._engine) as conn:
@@ -201,7 +161,7 @@ class Deriver:
 
     def _slices(
         self,
-        run: _Run,
+        run: Run,
         hours: Sequence[datetime],
         first_live: datetime,
         done: DerivedHours,
@@ -218,17 +178,17 @@ class Deriver:
             yield from self._slice(run, sorted(run.missed), done)
             on_slice()
 
-    def _composed(self, run: _Run, hours: Sequence[datetime], first_live: datetime) -> list[list[Key]]:
+    def _composed(self, run: Run, hours: Sequence[datetime], first_live: datetime) -> list[list[Key]]:
         with connection(self._engine) as conn:
             window_sizes.require(conn, self._settings.window_sizes_s)
             if run.mode == "full":
                 keys = [(number, hour) for hour in hours for number in run.domains]
             else:
                 keys = self._actionable(conn, run, hours)
-            rows = self._estimates(conn, run.asset, hours)
+            rows = self._estimates(conn, run, hours)
         return compose(keys, lambda key: rows.get(key, 0), first_live)
 
-    def _actionable(self, conn: Connection, run: _Run, hours: Sequence[datetime]) -> list[Key]:
+    def _actionable(self, conn: Connection, run: Run, hours: Sequence[datetime]) -> list[Key]:
         """Domain partitions with work that is not held and does not rest after a failure."""
         failures = partition_state.read_failures(conn, run.asset, hours)
         now = datetime.now(UTC)
@@ -244,14 +204,14 @@ class Deriver:
             )
         ]
 
-    def _estimates(self, conn: Connection, asset: DerivedName, hours: Sequence[datetime]) -> dict[Key, int]:
+    def _estimates(self, conn: Connection, run: Run, hours: Sequence[datetime]) -> dict[Key, int]:
         """Rows that each domain partition is computed from, about."""
-        source = self._calculations[asset].spec.reads[0]
+        source = run.calculation.spec.reads[0]
         return {key: state.rows for key, state in partition_state.read_states(conn, source, hours).items()}
 
-    # ------------------------------------------------------------------ one slice, and what is split of it
+    # ------------------------------------------------------------------ splitting what raises
 
-    def _slice(self, run: _Run, keys: Sequence[Key], done: DerivedHours) -> Iterator[tuple[Key, DomainOutcome]]:
+    def _slice(self, run: Run, keys: Sequence[Key], done: DerivedHours) -> Iterator[tuple[Key, DomainOutcome]]:
         """Compute a slice; split it where it raises, until the guilty domain partition stands alone."""
         try:
             yield from self._with_restarts(run, keys)
@@ -271,24 +231,24 @@ class Deriver:
             self._record_failure(run, keys[0], error)
             done.errors.append(PartitionError(domain=run.domains[keys[0][0]].name, hour=keys[0][1], error=error))
 
-    def _with_restarts(self, run: _Run, keys: Sequence[Key]) -> list[tuple[Key, DomainOutcome]]:
+    def _with_restarts(self, run: Run, keys: Sequence[Key]) -> list[tuple[Key, DomainOutcome]]:
         for attempt in range(MAX_RESTARTS + 1):
             try:
-                return self._compute(run, keys)
-            except (*RESTARTED, _InputsChangedError):
+                return self.protocol.compute(run, keys)
+            except (*RESTARTED, InputsChangedError):
                 if attempt == MAX_RESTARTS:
                     raise
                 time.sleep(random.random() * RESTART_JITTER_S * (attempt + 1))
         raise AssertionError("unreachable")
 
-    def _busy(self, run: _Run, key: Key) -> PartitionError:
+    def _busy(self, run: Run, key: Key) -> PartitionError:
         error = PipelineError(
             f"{run.asset} {key[1]:%Y-%m-%d %H:%M}: others computed it for more than "
             f"{locks.LOCK_TIMEOUT_MS // 1000} s; materialize it again"
         )
         return PartitionError(domain=run.domains[key[0]].name, hour=key[1], error=error)
 
-    def _record_failure(self, run: _Run, key: Key, error: Exception) -> None:
+    def _record_failure(self, run: Run, key: Key, error: Exception) -> None:
         log.error(
             "domain partition failed",
             asset=run.asset,
@@ -302,135 +262,3 @@ class Deriver:
                 conn, run.asset, key, code_version=self._code_version, error=f"{type(error).__name__}: {error}"
             )
             conn.commit()
-
-    def _compute(self, run: _Run, keys: Sequence[Key]) -> list[tuple[Key, DomainOutcome]]:
-        started = time.monotonic()
-        with (
-            connection(self._engine) as conn,
-            domain_partition_locks(conn, run.asset, keys, wait=run.wait) as held,
-        ):
-            run.missed.update(set(keys).difference(held))
-            versions = input_versions.read(conn)
-            works = self._works(conn, run, held)
-            if not works:
-                return []
-            context = Context(
-                connection=conn,
-                settings=self._settings,
-                series=self._series,
-                versions=versions,
-                gate=lambda frame, domains: self._gate(run, frame, domains),
-                limit_rows=self._limits,
-                serialize_commits=lambda domain_ids: lock_domain_commits(conn, domain_ids),
-                holding_windows=self._holding_windows,
-                changed_since_snapshot=lambda wanted: self._changed_since_snapshot(conn, run.asset, wanted),
-            )
-            computed = self._calculations[run.asset].compute(context, works)
-            found = self._write(run, context, works, computed, time.monotonic() - started)
-            require_started_run(conn, self._settings.dagster_schema, run.run_id)
-            self._commit(conn)
-        return found
-
-    # ------------------------------------------------------------------ reading
-
-    def _works(self, conn: Connection, run: _Run, keys: Sequence[Key]) -> list[Work]:
-        """The domain partitions to compute, as the snapshot sees them."""
-        hours = sorted({key[1] for key in keys})
-        kept = retention.kept_keys(conn, run.asset, [(run.domains[key[0]].name, key[1]) for key in keys])
-        states = partition_state.read_states(conn, run.asset, hours)
-        pending = pending_work.read(conn, run.asset, hours)
-        works = []
-        for key in keys:
-            domain, its = run.domains[key[0]], pending.get(key)
-            wanted = run.mode == "full" or (its is not None and its.fresh)
-            if wanted and (domain.name, key[1]) in kept:
-                works.append(
-                    Work(
-                        domain=domain,
-                        domain_id=key[0],
-                        hour=key[1],
-                        pending=its,
-                        whole=run.mode == "full" or its is None or its.whole,
-                        state=states.get(key, PartitionState()),
-                    )
-                )
-        return works
-
-    def _gate(self, run: _Run, frame: pl.DataFrame, domains: Iterable[Domain]) -> GateResult:
-        numbers = {domain.name: number for number, domain in run.domains.items()}
-        present = sorted({domain.name: domain for domain in domains}.items())
-        return run_gate(
-            suite_for(run.asset, tuple((domain, numbers[name]) for name, domain in present), self._settings), frame
-        )
-
-    def _holding_windows(self, wanted: Sequence[Key]) -> set[Key]:
-        """Of some domain partitions, those that hold windows by what is committed now.
-
-        A later hour may be computed at the same time, by a run that sees nothing of this one, and be evaluated before
-        this one commits. So runs that change windows of a domain commit one after the other, and the hours are
-        looked up by another connection, which sees what this snapshot does not.
-        """
-        with connection(self._engine) as committed:
-            return partition_state.hours_with_rows(committed, "window_aggregates", wanted)
-
-    def _changed_since_snapshot(self, conn: Connection, asset: DerivedName, wanted: Sequence[Key]) -> set[Key]:
-        """Of some domain partitions, those that were committed since this transaction's snapshot."""
-        seen = partition_state.updated_at(conn, asset, wanted)
-        with connection(self._engine) as committed:
-            now = partition_state.updated_at(committed, asset, wanted)
-        return {key for key, moment in now.items() if seen.get(key) != moment}
-
-    # ------------------------------------------------------------------ writing
-
-    def _write(
-        self, run: _Run, context: Context, works: Sequence[Work], computed: Computed, took_s: float
-    ) -> list[tuple[Key, DomainOutcome]]:
-        conn = context.connection
-        spec = self._calculations[run.asset].spec
-        quarantined = frozenset(work.key for work in works if must_quarantine(spec, work, computed.validated[work.key]))
-        accepted = frozenset(work.key for work in works) - quarantined
-        written, stale = computed.write(accepted)
-        pending_work.delete(conn, [one for work in works if work.pending for one in work.pending.work_ids])
-        pending_work.add(conn, held_work(run.asset, works, computed.validated, quarantined), held=True)
-        pending_work.add(conn, stale)
-        found = [(work.key, outcome_of(work, computed.validated[work.key], written.get(work.key))) for work in works]
-        states = {
-            work.key: state_of(work, computed.validated[work.key], written.get(work.key))
-            for work in works
-            if work.state != PartitionState() or work.key in quarantined or holds_rows(written.get(work.key))
-        }
-        partition_state.write_states(conn, run.asset, states, run.run_id)
-        partition_state.clear_failures(conn, run.asset, [work.key for work in works])
-        outcomes.write(
-            conn,
-            run.asset,
-            [(key[0], key[1], outcome) for key, outcome in found],
-            run_id=run.run_id,
-            mode=run.mode,
-            duration_s=took_s,
-        )
-        self._hold_inputs(run, context, works)
-        return found
-
-    def _hold_inputs(self, run: _Run, context: Context, works: Sequence[Work]) -> None:
-        """Keeps edits out until the commit, and looks whether what was read still stands.
-
-        Raises:
-            _InputsChangedError: the retention floor was raised meanwhile.
-        """
-        lock_inputs_shared(context.connection)
-        with connection(self._engine) as committed:
-            now = input_versions.read(committed)
-        if now.retention != context.versions.retention:
-            raise _InputsChangedError
-        if now.master_data != context.versions.master_data and self._calculations[run.asset].spec.reads_master_data:
-            pending_work.add(
-                context.connection,
-                [
-                    Invalidation(asset=run.asset, domain_id=w.domain_id, hour=w.hour, reason="master_data")
-                    for w in works
-                ],
-            )
-
-    def _commit(self, conn: Connection) -> None:
-        conn.commit()

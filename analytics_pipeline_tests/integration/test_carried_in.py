@@ -128,9 +128,9 @@ def another_worker(env: Environment) -> Deriver:
 
 @pytest.mark.parametrize("filled", [False, True])
 @pytest.mark.parametrize("slow_hour", [0, 1])
-@pytest.mark.parametrize("place", ["_holding_windows", "_commit"])
+@pytest.mark.parametrize("method", ["_holding_windows", "_commit"])
 def test_neighbouring_hours_computed_at_once_carry_what_was_committed_last(
-    env: Environment, threads: ThreadPoolExecutor, place: str, slow_hour: int, filled: bool
+    env: Environment, threads: ThreadPoolExecutor, method: str, slow_hour: int, filled: bool
 ) -> None:
     """``filled``: both hours held windows before, else the later hour has nothing committed yet."""
     if filled:
@@ -141,7 +141,7 @@ def test_neighbouring_hours_computed_at_once_carry_what_was_committed_last(
     for hour in (START, START + HOUR):
         derive("normalized_measurements", hour, "incremental", "test")
     gate, slow = Gate(), another_worker(env)
-    before(slow, place, gate.hold)
+    before(slow.protocol, method, gate.hold)
     slowly = threads.submit(slow.derive, "window_aggregates", START + HOUR * slow_hour, "incremental", "slow")
     gate.wait_until_reached()
     quickly = threads.submit(derive, "window_aggregates", START + HOUR * (1 - slow_hour), "incremental", "quick")
@@ -184,7 +184,7 @@ def test_hours_apart_computed_at_once_carry_what_was_committed_last(
     for hour in (0, 2):
         derive("normalized_measurements", START + HOUR * hour, "incremental", "test")
     gate, slow = Gate(), another_worker(env)
-    before(slow, "_holding_windows", gate.hold)
+    before(slow.protocol, "_holding_windows", gate.hold)
     slowly = threads.submit(slow.derive, "window_aggregates", START + HOUR * slow_hour, "incremental", "slow")
     gate.wait_until_reached()
     quickly = threads.submit(derive, "window_aggregates", START + HOUR * (2 - slow_hour), "incremental", "quick")

@@ -168,7 +168,7 @@ def test_a_live_slice_takes_what_is_free_and_comes_back_for_the_rest(opened: Env
     waiting, order = Gate(), []
     with connection(opened.pipeline.engine) as conn, ThreadPoolExecutor(1) as threads:
         with domain_partition_locks(conn, "normalized_measurements", [(oven, ALL[-1])], wait=True):
-            before(deriver, "_commit", waiting.hold)
+            before(deriver.protocol, "_commit", waiting.hold)
             running = threads.submit(
                 deriver.derive_hours, "normalized_measurements", ALL[-1:], "incremental", "live", now=now
             )

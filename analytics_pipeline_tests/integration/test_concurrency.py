@@ -14,6 +14,7 @@ import pytest
 from analytics_pipeline.assets.derive import Deriver
 from analytics_pipeline.assets.raw_events.drain import Drain
 from analytics_pipeline.assets.raw_events.rebuild import rebuild_raw
+from analytics_pipeline.assets.slice_protocol import SliceProtocol
 from analytics_pipeline.errors import OffsetConflictError
 from analytics_pipeline.records import DERIVED, HOUR, DerivedName, DrainOutcome, hour_of
 from analytics_pipeline.storage import raw_events
@@ -72,15 +73,15 @@ class Gate:
         self._open.set()
 
 
-def before(target: Drain | Deriver, place: str, happens: Callable[[], None]) -> None:
+def before(target: Drain | SliceProtocol, method: str, happens: Callable[[], None]) -> None:
     """Lets something happen each time that one of its methods is called."""
-    method = getattr(target, place)
+    original = getattr(target, method)
 
     def wrapped(*arguments: Any) -> Any:
         happens()
-        return method(*arguments)
+        return original(*arguments)
 
-    setattr(target, place, wrapped)
+    setattr(target, method, wrapped)
 
 
 # ---------------------------------------------------------------------- two drains
@@ -168,7 +169,7 @@ def test_two_workers_on_one_hour_work_one_after_the_other(
     for earlier in DERIVED[: DERIVED.index(asset)]:
         env.pipeline.deriver.derive(earlier, START, "incremental", "test")
     gate, one, other = Gate(), another_worker(env), another_worker(env)
-    before(one, "_commit", gate.hold)
+    before(one.protocol, "_commit", gate.hold)
     first = threads.submit(one.derive, asset, START, mode, "first")
     gate.wait_until_reached()
     second = threads.submit(other.derive, asset, START, mode, "second")
@@ -184,9 +185,9 @@ def test_two_workers_on_one_hour_work_one_after_the_other(
     assert_invariants(env)
 
 
-@pytest.mark.parametrize("place", ["_holding_windows", "_commit"])
+@pytest.mark.parametrize("method", ["_holding_windows", "_commit"])
 def test_an_hour_computed_while_an_earlier_one_is_not_yet_committed_is_computed_again(
-    env: Environment, threads: ThreadPoolExecutor, place: str
+    env: Environment, threads: ThreadPoolExecutor, method: str
 ) -> None:
     """The baseline of the later hour is in the earlier one, whose windows nobody else can see yet."""
     env.send(minutes(range(40, 60), range(60, 65)))
@@ -196,7 +197,7 @@ def test_an_hour_computed_while_an_earlier_one_is_not_yet_committed_is_computed_
     for hour in (START, START + HOUR):
         derive("normalized_measurements", hour, "incremental", "test")
     gate, slow = Gate(), another_worker(env)
-    before(slow, place, gate.hold)
+    before(slow.protocol, method, gate.hold)
     earlier = threads.submit(slow.derive, "window_aggregates", START, "incremental", "slow")
     gate.wait_until_reached()
 
@@ -229,13 +230,13 @@ def test_live_data_that_lands_while_an_asset_is_rebuilt_is_not_forgotten(env: En
 
     def lands() -> None:
         """A batch of the same hour, drained and computed as far as it gets, before the rebuild commits."""
-        del rebuilding._commit  # only once
+        del rebuilding.protocol._commit  # only once
         env.send(minutes(range(1, 100, 2), range(0, 40, 2)))
         env.drain()
         for earlier in DERIVED[: DERIVED.index(asset)]:
             env.pipeline.deriver.derive(earlier, START, "incremental", "live")
 
-    before(rebuilding, "_commit", lands)
+    before(rebuilding.protocol, "_commit", lands)
     rebuilding.derive(asset, START, "full", "by hand")
     env.pipeline.settle()
     assert_invariants(env)

@@ -14,6 +14,7 @@ import pytest
 
 from analytics_pipeline.assets.derive import Deriver
 from analytics_pipeline.assets.raw_events.drain import Drain
+from analytics_pipeline.assets.slice_protocol import SliceProtocol
 from analytics_pipeline.embedded import BrokerServer, PostgresServer, Supervisor
 from analytics_pipeline.records import DERIVED, HOUR, DerivedName, hour_of
 from analytics_pipeline.sources.kafka import BrokerUnreachableError
@@ -124,7 +125,7 @@ class Interrupted(Exception):
     """Something happened at a place that a test chose."""
 
 
-def once_before_commit(target: Drain | Deriver, happens: Callable[[], None]) -> None:
+def once_before_commit(target: Drain | SliceProtocol, happens: Callable[[], None]) -> None:
     """Lets something happen between write and commit, the first time only."""
     commit = target._commit
 
@@ -154,7 +155,7 @@ def test_postgres_may_stop_at_once_during_drain_and_derive(
             env.pipeline.deriver.derive(asset, hour_of(datetime.now(UTC)) - 3 * HOUR, "incremental", "test")
             send_stream(env, range(60, 62))
             env.drain()
-            once_before_commit(env.pipeline.deriver, own_postgres.crash)
+            once_before_commit(env.pipeline.deriver.protocol, own_postgres.crash)
             with pytest.raises(psycopg2.Error):
                 env.pipeline.settle()
             own_postgres.restart()

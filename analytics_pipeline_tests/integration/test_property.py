@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from analytics_pipeline.assets import derive
+from analytics_pipeline.assets import slice_protocol
 from analytics_pipeline.assets.raw_events import classify
 from analytics_pipeline.domains import registry_for
 from analytics_pipeline.quality.gates import GateSuite
@@ -122,7 +122,7 @@ def quick_gate(suite: GateSuite, frame: pl.DataFrame) -> GateResult:
 @pytest.fixture(scope="module", autouse=True)
 def _quick_gates() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for module in (classify, derive):
+        for module in (classify, slice_protocol):
             patch.setattr(module, "run_gate", quick_gate)
         yield
 

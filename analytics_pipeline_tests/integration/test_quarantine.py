@@ -176,8 +176,9 @@ def test_a_batch_is_counted_once_where_one_hour_of_its_domain_is_computed_as_a_w
         )
         conn.commit()
     splits: list[int] = []
-    compute = env.pipeline.deriver._compute
-    env.pipeline.deriver._compute = lambda run, keys: splits.append(len(keys)) or compute(run, keys)  # type: ignore
+    protocol = env.pipeline.deriver.protocol
+    compute = protocol.compute
+    protocol.compute = lambda run, keys: splits.append(len(keys)) or compute(run, keys)  # type: ignore
     done = env.pipeline.deriver.derive_hours("normalized_measurements", hour["strict"], "incremental", "test")
     assert splits == [3], "computed at once, not split"
     [outcome] = [one for one in done.outcomes[0].domains if one.domain == "strict"]
