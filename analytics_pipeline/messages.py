@@ -29,7 +29,7 @@ class OffsetRange:
     to_offset: int
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class MessageSlice:
     """Consecutive messages of one log, column by column; all columns have one entry per message.
 

@@ -54,7 +54,7 @@ class Region:
     series: tuple[int, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetter:
     """A message, or a row of it, that a stage refused: bytes kept, with the reason. By (position, stage)."""
 
@@ -100,7 +100,7 @@ class ExpectationOutcome:
         return replace(self, failed=self.failed + other.failed, sample_rows=rows)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GateResult:
     """The gate's result for one frame: which rows fail, and the first reason of each."""
 
@@ -126,7 +126,13 @@ class GateResult:
         for row, reason in reasons.items():
             rows.setdefault(reason, []).append(row)
         return [
-            ExpectationOutcome(one.name, one.column, one.reason, len(its), tuple(sorted(its)[:SAMPLE_ROWS]))
+            ExpectationOutcome(
+                name=one.name,
+                column=one.column,
+                reason=one.reason,
+                failed=len(its),
+                sample_rows=tuple(sorted(its)[:SAMPLE_ROWS]),
+            )
             for one in self.outcomes
             if (its := rows.get(one.reason))
         ]
@@ -140,10 +146,12 @@ class GateResult:
             merged[one.name, one.column, one.reason] = one if known is None else known.with_more(one)
         outcomes = tuple(merged.values())
         reasons = self.reasons | {self.rows + row: reason for row, reason in other.reasons.items()}
-        return GateResult(self.asset, self.domain, self.rows + other.rows, reasons, outcomes)
+        return GateResult(
+            asset=self.asset, domain=self.domain, rows=self.rows + other.rows, reasons=reasons, outcomes=outcomes
+        )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DomainOutcome:
     """What one evaluation of (asset, hour, domain) did. ``rows``: rows that it holds afterwards."""
 
@@ -159,7 +167,7 @@ class DomainOutcome:
     rows_failed: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HourOutcome:
     """What one run did to one partition of one asset."""
 
@@ -193,7 +201,13 @@ def merged_outcomes(outcomes: Sequence[HourOutcome]) -> list[HourOutcome]:
     for outcome in outcomes:
         hours.setdefault(outcome.hour, []).append(outcome)
     return [
-        HourOutcome(its[0].asset, hour, its[0].mode, _merged_domains(its), sum(one.duration_s for one in its))
+        HourOutcome(
+            asset=its[0].asset,
+            hour=hour,
+            mode=its[0].mode,
+            domains=_merged_domains(its),
+            duration_s=sum(one.duration_s for one in its),
+        )
         for hour, its in sorted(hours.items())
     ]
 
@@ -229,7 +243,9 @@ def _merged_gates(gates: Sequence[GateResult]) -> GateResult:
                 known, failed=known.failed + one.failed, sample_rows=(*known.sample_rows, *sample)[:SAMPLE_ROWS]
             )
         rows += gate.rows
-    return GateResult(gates[-1].asset, gates[-1].domain, rows, reasons, tuple(outcomes.values()))
+    return GateResult(
+        asset=gates[-1].asset, domain=gates[-1].domain, rows=rows, reasons=reasons, outcomes=tuple(outcomes.values())
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,7 +285,7 @@ class DomainState:
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DrainOutcome:
     """What one tick of the drain did, or why it did nothing (``skip_reason``).
 
@@ -313,7 +329,7 @@ class BatchReport:
     hours: tuple[BatchHour, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PendingHour:
     """An hour with work to do: the assets that have pending work, in flow order."""
 

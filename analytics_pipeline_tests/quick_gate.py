@@ -22,8 +22,12 @@ def quick_gate(suite: GateSuite, frame: pl.DataFrame) -> GateResult:
         failing = [] if "value_set" in dict(expect.arguments) else _failing(suite, measured, frame, expect)
         for row in failing:
             reasons.setdefault(row, expect.reason)
-        outcomes.append(ExpectationOutcome(expect.expectation, expect.column, expect.reason, len(failing)))
-    return GateResult(suite.asset, suite.domain, frame.height, reasons, tuple(outcomes))
+        outcomes.append(ExpectationOutcome(
+            name=expect.expectation, column=expect.column, reason=expect.reason, failed=len(failing)
+        ))
+    return GateResult(
+        asset=suite.asset, domain=suite.domain, rows=frame.height, reasons=reasons, outcomes=tuple(outcomes)
+    )
 
 
 def _failing(suite: GateSuite, measured: pl.DataFrame, frame: pl.DataFrame, expect: object) -> list[int]:

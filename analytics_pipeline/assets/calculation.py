@@ -179,11 +179,11 @@ def split_gate(gate: GateResult, part: Ints, works: Sequence[Work]) -> list[Gate
         reasons[part[row]][row] = reason
     return [
         GateResult(
-            gate.asset,
-            work.domain.name,
-            int(rows[at]),
-            reasons[at],
-            tuple(gate.outcomes_of(reasons[at])) if reasons[at] else (),
+            asset=gate.asset,
+            domain=work.domain.name,
+            rows=int(rows[at]),
+            reasons=reasons[at],
+            outcomes=tuple(gate.outcomes_of(reasons[at])) if reasons[at] else (),
         )
         for at, work in enumerate(works)
     ]

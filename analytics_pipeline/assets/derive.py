@@ -88,7 +88,9 @@ class Deriver:
         if done.expired:
             with connection(self._engine) as conn:
                 retention.refuse_below_floor(conn, asset, hour)
-        return done.outcomes[0] if done.outcomes else HourOutcome(asset, hour, mode, (), 0.0)
+        return done.outcomes[0] if done.outcomes else HourOutcome(
+            asset=asset, hour=hour, mode=mode, domains=(), duration_s=0.0
+        )
 
     def derive_hours(
         self,
@@ -134,7 +136,13 @@ class Deriver:
         took = time.monotonic() - started
         wanted = sorted({*found, *(one.hour for one in done.errors)}) if mode == "incremental" else hours
         done.outcomes = [
-            HourOutcome(asset, hour, mode, tuple(sorted(found.get(hour, ()), key=lambda one: one.domain)), took)
+            HourOutcome(
+                asset=asset,
+                hour=hour,
+                mode=mode,
+                domains=tuple(sorted(found.get(hour, ()), key=lambda one: one.domain)),
+                duration_s=took,
+            )
             for hour in wanted
         ]
         return done

@@ -31,7 +31,7 @@ class Edge:
     reach: Reach = "same hour"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AssetSpec:
     """One asset.
 

@@ -38,7 +38,7 @@ FROM analytics_dagster.runs WHERE status = 'SUCCESS'
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SmokeResult:
     """What was found. ``lost`` and ``doubled`` count messages, and measurements that a derived table misses or
     has too many; of several tables, the worst."""

@@ -33,7 +33,7 @@ READY_POLL_S = 0.05
 LOG_TAIL_LINES = 15
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Managed:
     """One child process and how to end it."""
 
@@ -112,7 +112,9 @@ class Supervisor:
                 cwd=cwd,
                 start_new_session=True,
             )
-            child = Managed(name, process, log_file, stop_signal, grace_s, tier)
+            child = Managed(
+                name=name, process=process, log_file=log_file, stop_signal=stop_signal, grace_s=grace_s, tier=tier
+            )
             self._children.append(child)
             self._tell_guard(f"+ {child.pid} {int(stop_signal)} {grace_s} {tier}")
         return child

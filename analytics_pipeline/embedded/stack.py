@@ -49,7 +49,7 @@ RESTARTS_WITHIN_S = 600.0
 CODE_SERVER_SILENT_S = 15.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PreferredPorts:
     """Where each server goes if nobody is there already."""
 

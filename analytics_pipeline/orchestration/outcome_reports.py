@@ -106,7 +106,9 @@ def _hour_outcome(hour: Hour, its: Sequence[StoredOutcome]) -> HourOutcome:
     """The newest commit of each domain."""
     domains = {one.domain.domain: one.domain for one in sorted(its, key=lambda one: one.outcome_id)}
     duration_s = sum(one.duration_s for one in its)
-    return HourOutcome(hour[0], hour[1], its[-1].mode, tuple(domains.values()), duration_s)
+    return HourOutcome(
+        asset=hour[0], hour=hour[1], mode=its[-1].mode, domains=tuple(domains.values()), duration_s=duration_s
+    )
 
 
 def _latest_reported(instance: DagsterInstance, hour: Hour) -> int:

@@ -49,7 +49,7 @@ class RequestedRun:
     error: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
     """All that a plan rests on.
 
@@ -74,7 +74,7 @@ class Situation:
     drained_live: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """A run to ask for."""
 
@@ -227,7 +227,15 @@ def _ask(
     if assets is None:
         assets = DERIVED[min(DERIVED.index(one.pending.assets[0]) for one in ready) :]
     attempt = max((one.attempt for one in ready), default=1)
-    plan.requests.append(Request(hours, assets, request_id, attempt, queue))
+    plan.requests.append(Request(hours=hours, assets=assets, request_id=request_id, attempt=attempt, queue=queue))
     plan.hour_requests += [
-        HourRequest(one.pending.hour, request_id, one.attempt, now, now + LOST_AFTER, one.error) for one in ready
+        HourRequest(
+            hour=one.pending.hour,
+            request_id=request_id,
+            attempt=one.attempt,
+            requested_at=now,
+            next_try_at=now + LOST_AFTER,
+            last_error=one.error,
+        )
+        for one in ready
     ]

@@ -32,7 +32,7 @@ UNFINISHED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UnfinishedRun:
     """One run that may still write."""
 

@@ -84,7 +84,9 @@ def run_gate(suite: GateSuite, frame: pl.DataFrame) -> GateResult:
             single rows.
     """
     if not frame.height or not suite.expectations:
-        return GateResult(suite.asset, suite.domain, frame.height, {}, _all_passed(suite))
+        return GateResult(
+            asset=suite.asset, domain=suite.domain, rows=frame.height, reasons={}, outcomes=_all_passed(suite)
+        )
     failed: dict[int, list[int]] = {}
     for start in range(0, frame.height, SLICE_ROWS):
         checked = _to_pandas(suite, frame.slice(start, SLICE_ROWS))
@@ -100,7 +102,9 @@ def warm_up() -> None:
 
 
 def _all_passed(suite: GateSuite) -> tuple[ExpectationOutcome, ...]:
-    return tuple(ExpectationOutcome(e.expectation, e.column, e.reason, 0) for e in suite.expectations)
+    return tuple(
+        ExpectationOutcome(name=e.expectation, column=e.column, reason=e.reason, failed=0) for e in suite.expectations
+    )
 
 
 def _gate_result(suite: GateSuite, rows: int, failed: dict[int, list[int]]) -> GateResult:
@@ -111,8 +115,16 @@ def _gate_result(suite: GateSuite, rows: int, failed: dict[int, list[int]]) -> G
         for row in failing:
             reasons.setdefault(row, expect.reason)
         sample = tuple(failing[:SAMPLE_ROWS])
-        outcomes.append(ExpectationOutcome(expect.expectation, expect.column, expect.reason, len(failing), sample))
-    return GateResult(suite.asset, suite.domain, rows, reasons, tuple(outcomes))
+        outcomes.append(
+            ExpectationOutcome(
+                name=expect.expectation,
+                column=expect.column,
+                reason=expect.reason,
+                failed=len(failing),
+                sample_rows=sample,
+            )
+        )
+    return GateResult(asset=suite.asset, domain=suite.domain, rows=rows, reasons=reasons, outcomes=tuple(outcomes))
 
 
 def _to_pandas(suite: GateSuite, frame: pl.DataFrame) -> Any:

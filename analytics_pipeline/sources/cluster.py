@@ -99,7 +99,7 @@ class KafkaCluster:
         if found[0].error() is not None:
             return None
         at = int(found[0].offset() or 0)
-        part = MessageSlice(log, at, at + 1)
+        part = MessageSlice(log=log, from_offset=at, next_offset=at + 1)
         append(part, found, [found[0].value()])
         close(part)
         return part

@@ -279,7 +279,9 @@ class LogReader:
         if known is not None:
             return known
         at = self._positions[key]
-        part = MessageSlice(self._logs[key], at.next_offset, at.next_offset, leader_epoch=at.leader_epoch)
+        part = MessageSlice(
+            log=self._logs[key], from_offset=at.next_offset, next_offset=at.next_offset, leader_epoch=at.leader_epoch
+        )
         slices[key] = part
         return part
 

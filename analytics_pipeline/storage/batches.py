@@ -20,7 +20,7 @@ from analytics_pipeline.storage.offset_ranges import OffsetRanges, decode, encod
 JOINED_AT_ONCE = 100
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BatchRecord:
     """A batch before it has an id. ``ranges`` is what `offset_ranges.encode` made, ``messages`` their sum."""
 

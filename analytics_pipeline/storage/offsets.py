@@ -38,7 +38,7 @@ class StoredOffset:
     ended: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OffsetMove:
     """A step of one partition, with what its messages say about time (None: it brought none)."""
 

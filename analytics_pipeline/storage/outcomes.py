@@ -85,7 +85,7 @@ def _domain_outcome(asset: str, domain: str, row: Sequence[Any]) -> DomainOutcom
         written=written,
         dead_letters=dead_letters,
         late_rows=late_rows,
-        gate=GateResult(asset, domain, gate["rows"], reasons, expectations),
+        gate=GateResult(asset=asset, domain=domain, rows=gate["rows"], reasons=reasons, outcomes=expectations),
         quarantined=quarantined,
         rows_seen=gate["rows_seen"],
         rows_failed=rows_failed,

@@ -38,7 +38,7 @@ IN_LOG = 'topic = %s AND epoch = %s AND partition = %s AND "offset" BETWEEN %s A
 RANGES_PER_STATEMENT = 250
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RawRows:
     """Accepted messages of one log, or elements of them, column by column."""
 
@@ -311,7 +311,7 @@ def _read(connection: Connection, statements: Sequence[tuple[str, Sequence[Any]]
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
     """What a dead letter needs to know of a raw event beyond what computing reads."""
 
@@ -354,7 +354,12 @@ def _origins_of_log(
         )  # fmt: skip
         return {
             place[offset, ordinal]: Origin(
-                topic, epoch, None if key is None else bytes(key), headers_of(headers), to_us(arrived), batch
+                topic=topic,
+                epoch=epoch,
+                key=None if key is None else bytes(key),
+                headers=headers_of(headers),
+                arrived_at_us=to_us(arrived),
+                batch_id=batch,
             )
             for offset, ordinal, key, headers, arrived, batch in cursor.fetchall()
             if (offset, ordinal) in place

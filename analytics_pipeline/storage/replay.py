@@ -31,7 +31,7 @@ class Known(Enum):
     NOWHERE = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KnownSlice:
     """Messages of one log that are kept in one place, or elements of them.
 
@@ -53,7 +53,7 @@ class KnownSlice:
     present: frozenset[tuple[int, int]] = field(default_factory=frozenset)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BatchRange:
     """Offsets that one batch read, with its arrival."""
 
@@ -88,7 +88,14 @@ def batch_ranges(connection: Connection, hour: datetime, topics: Sequence[str]) 
                 if log_id in alive:
                     log, topic_id, next_offset = alive[log_id]
                     known = min(end, next_offset)
-                    found.append(BatchRange(log, topic_id, begin, known, batch_id, to_us(arrived_at)))
+                    found.append(BatchRange(
+                        log=log,
+                        kafka_topic_id=topic_id,
+                        from_offset=begin,
+                        to_offset=known,
+                        batch_id=batch_id,
+                        arrived_at_us=to_us(arrived_at),
+                    ))
     return found
 
 

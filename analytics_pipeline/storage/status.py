@@ -71,7 +71,7 @@ class FailedPartition:
     error: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineStatus:
     """Everything that ``analytics-pipeline status`` shows. Ages are against ``now``, the database's clock."""
 
@@ -104,15 +104,15 @@ def read_status(conn: Connection) -> PipelineStatus:
         )
         dead_letters = dict(cursor.fetchall())
     return PipelineStatus(
-        now,
-        read_partitions(conn),
-        last_batch_at,
-        final_until,
-        _pending(conn),
-        tuple(one for one in read_gated(conn) if one.status == "quarantined"),
-        _failed(conn),
-        open_gaps,
-        dead_letters,
+        now=now,
+        partitions=read_partitions(conn),
+        last_batch_at=last_batch_at,
+        final_until=final_until,
+        pending=_pending(conn),
+        quarantined=tuple(one for one in read_gated(conn) if one.status == "quarantined"),
+        failed=_failed(conn),
+        open_gaps=open_gaps,
+        dead_letters_last_day=dead_letters,
     )
 
 

@@ -56,7 +56,14 @@ def slice_of(domain: Domain, *payloads: bytes) -> MessageSlice:
     count = len(payloads)
     none: list[Any] = [None] * count
     return MessageSlice(
-        LogPartition(domain.topics[0], 1, 0), 0, count, list(range(count)), [0] * count, list(payloads), none, none
+        log=LogPartition(domain.topics[0], 1, 0),
+        from_offset=0,
+        next_offset=count,
+        offsets=list(range(count)),
+        kafka_times_ms=[0] * count,
+        values=list(payloads),
+        keys=none,
+        headers=none,
     )
 
 

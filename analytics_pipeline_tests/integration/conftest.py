@@ -119,7 +119,9 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
         part.chmod(0o755)  # PostgreSQL runs as another user when the tests run as root
     supervisor = Supervisor(folder / "logs")
     first = random.randrange(20_000, 29_000, 50)  # so that two sessions on one machine rarely meet
-    ports = PreferredPorts(first, first + 10, first + 20, first + 30, first + 40)
+    ports = PreferredPorts(
+        postgres=first, broker=first + 10, valkey=first + 20, webserver=first + 30, code_server=first + 40
+    )
     try:
         stack = Stack(supervisor, folder, CHECKOUT / "dagster.yaml", ports=ports)
         stack.start_servers()

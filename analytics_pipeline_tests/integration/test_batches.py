@@ -136,7 +136,13 @@ def test_a_commit_over_5000_partitions_moves_their_offsets_within_a_fraction_of_
     took = []
     for step in range(5):
         at = 1000 + step
-        moves = [OffsetMove(OffsetRange(log, at, at + 1), ids[log], now_us, now_us, 3) for log in logs]
+        moves = [OffsetMove(
+            range=OffsetRange(log, at, at + 1),
+            log_id=ids[log],
+            watermark_us=now_us,
+            last_kafka_us=now_us,
+            leader_epoch=3,
+        ) for log in logs]
         began = time.monotonic()
         offsets.move(conn, moves)
         record = BatchRecord(
@@ -144,7 +150,9 @@ def test_a_commit_over_5000_partitions_moves_their_offsets_within_a_fraction_of_
             duration_s=0.1,
             messages=len(logs),
             ranges=encode(of_rows([(ids[log], at, at + 1, 1, 0) for log in logs])),
-            hours=[BatchHour(START, f"d{t}", 500, 0, 0, {}, []) for t in range(10)],
+            hours=[BatchHour(
+                hour=START, domain=f"d{t}", raw_rows=500, dead_letters=0, late_rows=0, reasons={}, samples=[]
+            ) for t in range(10)],
         )
         batches.open_batch(conn, record)
         conn.commit()
@@ -155,7 +163,7 @@ def test_a_commit_over_5000_partitions_moves_their_offsets_within_a_fraction_of_
 def test_a_conflict_names_the_first_partition_and_says_how_many_there_are(conn: Connection) -> None:
     logs = logs_of(2, 3)
     ids = begin(conn, logs)
-    moves = [OffsetMove(OffsetRange(log, 1000, 1007), ids[log]) for log in logs]
+    moves = [OffsetMove(range=OffsetRange(log, 1000, 1007), log_id=ids[log]) for log in logs]
     offsets.move(conn, moves[3:5])
     conn.commit()
     first = r"plant-01\.line\.readings\[0\] epoch 1: .* in 2 of 6 partitions"
@@ -172,8 +180,16 @@ def test_bookkeeping_of_5000_partitions_takes_less_than_a_gigabyte_a_day(conn: C
         width = rng.integers(1, 8, len(at))
         nothing = np.zeros(len(at), np.uint64)
         ranges = OffsetRanges(np.arange(1, len(at) + 1), at, at + width, width, nothing)
-        hours = [BatchHour(START, f"d{t}", 500, 0, 0, {}, []) for t in range(10)]
-        record = BatchRecord(START + timedelta(seconds=second), 0.1, int(width.sum()), encode(ranges), hours)
+        hours = [BatchHour(
+            hour=START, domain=f"d{t}", raw_rows=500, dead_letters=0, late_rows=0, reasons={}, samples=[]
+        ) for t in range(10)]
+        record = BatchRecord(
+            arrived_at=START + timedelta(seconds=second),
+            duration_s=0.1,
+            messages=int(width.sum()),
+            ranges=encode(ranges),
+            hours=hours,
+        )
         last = batches.open_batch(conn, record)
         at = at + width
     conn.commit()
@@ -202,7 +218,7 @@ def test_batches_of_12000_ranges_are_read_back(conn: Connection) -> None:
     logs = logs_of(TOPICS, 240)
     ids = begin(conn, logs)
     rows = [(ids[log], 10 * n, 10 * n + 1, 1, 0) for n, log in enumerate(logs)]
-    record = BatchRecord(START, 0.1, len(rows), encode(of_rows(rows)), [])
+    record = BatchRecord(arrived_at=START, duration_s=0.1, messages=len(rows), ranges=encode(of_rows(rows)), hours=[])
     batch_id = batches.open_batch(conn, record)
     with conn.cursor() as cursor:
         cursor.execute(

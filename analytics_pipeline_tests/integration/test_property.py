@@ -116,7 +116,7 @@ def quick_gate(suite: GateSuite, frame: pl.DataFrame) -> GateResult:
             fails = (values < bounds.get("min_value", -np.inf)) | (values > bounds.get("max_value", np.inf))
         for row in np.flatnonzero(fails).tolist():
             reasons.setdefault(row, expect.reason)
-    return GateResult(suite.asset, suite.domain, frame.height, reasons)
+    return GateResult(asset=suite.asset, domain=suite.domain, rows=frame.height, reasons=reasons)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -36,9 +36,25 @@ Answer = Callable[[str, datetime], HourOutcome]
 
 
 def domain(name: str, asset: str, *, quarantined: bool = False) -> DomainOutcome:
-    outcome = ExpectationOutcome("expect_column_values_to_be_between", "value", "not_finite", 7, (1, 5))
-    gate = GateResult(asset, name, 10, {1: "not_finite"}, (outcome,)) if quarantined else GateResult(asset, name, 10)
-    return DomainOutcome(name, 10, 0 if quarantined else 10, 0, 0, gate, quarantined, 10, 7 if quarantined else 0)
+    outcome = ExpectationOutcome(
+        name="expect_column_values_to_be_between", column="value", reason="not_finite", failed=7, sample_rows=(1, 5)
+    )
+    gate = GateResult(
+        asset=asset, domain=name, rows=10, reasons={1: "not_finite"}, outcomes=(outcome,)
+    ) if quarantined else GateResult(
+        asset=asset, domain=name, rows=10
+    )
+    return DomainOutcome(
+        domain=name,
+        rows=10,
+        written=0 if quarantined else 10,
+        dead_letters=0,
+        late_rows=0,
+        gate=gate,
+        quarantined=quarantined,
+        rows_seen=10,
+        rows_failed=7 if quarantined else 0,
+    )
 
 
 class Scripted(Pipeline):
@@ -56,9 +72,11 @@ class Scripted(Pipeline):
         for hour in hours:
             self.asked.append((asset, key_of(hour)))
             try:
-                done.outcomes.append(HourOutcome(asset, hour, mode, self._answer(asset, hour, mode), 0.1))
+                done.outcomes.append(HourOutcome(
+                    asset=asset, hour=hour, mode=mode, domains=self._answer(asset, hour, mode), duration_s=0.1
+                ))
             except ValueError as error:
-                done.outcomes.append(HourOutcome(asset, hour, mode, (), 0.1))
+                done.outcomes.append(HourOutcome(asset=asset, hour=hour, mode=mode, domains=(), duration_s=0.1))
                 done.errors.append(PartitionError(domain="sensor", hour=hour, error=error))
         return done
 
@@ -238,8 +256,18 @@ def test_a_live_hour_without_pending_work_is_not_reported_as_written(instance: D
 
 def test_rows_in_the_dead_letters_are_a_warning_and_the_hour_is_materialized(instance: DagsterInstance) -> None:
     def some_failed(asset: str, hour: datetime, mode: str) -> tuple[DomainOutcome, ...]:
-        gate = GateResult(asset, "sensor", 10, {3: "not_finite"})
-        return (DomainOutcome("sensor", 9, 9, 1, 0, gate, False, 10, 1),)
+        gate = GateResult(asset=asset, domain="sensor", rows=10, reasons={3: "not_finite"})
+        return (DomainOutcome(
+            domain="sensor",
+            rows=9,
+            written=9,
+            dead_letters=1,
+            late_rows=0,
+            gate=gate,
+            quarantined=False,
+            rows_seen=10,
+            rows_failed=1,
+        ),)
 
     result = execute(instance, Scripted(some_failed), **LIVE)
     assert result.success

@@ -33,12 +33,21 @@ def ago(**span: float) -> datetime:
 
 
 def waits(hour: datetime, *assets: DerivedName, newest: datetime = NOW) -> PendingHour:
-    return PendingHour(hour, assets or ("normalized_measurements",), ("sensor",), 1, newest, newest)
+    return PendingHour(
+        hour=hour,
+        assets=assets or ("normalized_measurements",),
+        domains=("sensor",),
+        pending_items=1,
+        oldest_pending_at=newest,
+        newest_pending_at=newest,
+    )
 
 
 def request(hour: datetime, word: str = "c1", attempt: int = 1, at: datetime | None = None) -> HourRequest:
     at = at or ago(minutes=1)
-    return HourRequest(hour, word, attempt, at, at + timedelta(seconds=30))
+    return HourRequest(
+        hour=hour, request_id=word, attempt=attempt, requested_at=at, next_try_at=at + timedelta(seconds=30)
+    )
 
 
 def plan(

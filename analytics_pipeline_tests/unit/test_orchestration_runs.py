@@ -79,7 +79,7 @@ def test_only_the_sensors_own_run_is_incremental(tags: dict[str, str], mode: str
 
 
 def run(hours: HourRange, status: DagsterRunStatus, request_id: str | None = None) -> UnfinishedRun:
-    return UnfinishedRun("r", status, hours, request_id, "backfill", H)
+    return UnfinishedRun(run_id="r", status=status, hours=hours, request_id=request_id, queue="backfill", created_at=H)
 
 
 def test_a_live_hour_waits_for_no_backfill_but_for_a_run_of_its_own_that_has_begun() -> None:
@@ -124,7 +124,15 @@ def test_a_fingerprint_changes_with_a_source_and_only_then(tmp_path: Path) -> No
 def batch(batch_id: int, *hours: datetime, dead_letters: int = 0) -> BatchReport:
     reasons = {"not_json": dead_letters} if dead_letters else {}
     samples = ["topic[0]@7 not_json"] if dead_letters else []
-    batch_hours = tuple(BatchHour(hour, "sensor", 10, dead_letters, 1, reasons, samples) for hour in hours)
+    batch_hours = tuple(BatchHour(
+        hour=hour,
+        domain="sensor",
+        raw_rows=10,
+        dead_letters=dead_letters,
+        late_rows=1,
+        reasons=reasons,
+        samples=samples,
+    ) for hour in hours)
     return BatchReport(batch_id, H, 0.1, batch_hours)
 
 

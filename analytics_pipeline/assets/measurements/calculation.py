@@ -47,7 +47,7 @@ class _Tally:
     dead_letters: list[DeadLetter] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Chunk:
     """Decoded samples of one domain, with the domain partition of each."""
 
@@ -69,7 +69,7 @@ class MeasurementCalculation:
 
     def compute(self, context: Context, works: Sequence[Work]) -> Computed:
         parts = Parts(works)
-        tallies = [_Tally(GateResult(SPEC.name, work.domain.name, 0)) for work in works]
+        tallies = [_Tally(GateResult(asset=SPEC.name, domain=work.domain.name, rows=0)) for work in works]
         evaluated: list[Evaluated] = []
         columns = [
             self._chunk(context, works, parts, raw, tallies, evaluated) for raw in table.read_raw(context, works)
@@ -208,7 +208,7 @@ def _decoded(
         mine = np.flatnonzero((domain_id == number) & (part >= 0))
         rows = raw if len(mine) == len(raw) else raw_events.pick_stored(raw, mine)
         samples = decode_samples(rows.payload, by_id[number])
-        yield _Chunk(by_id[number], number, rows, samples, part[mine])
+        yield _Chunk(domain=by_id[number], domain_id=number, raw=rows, samples=samples, raw_part=part[mine])
 
 
 def _gate_frame(chunks: Sequence[_Chunk]) -> pl.DataFrame:

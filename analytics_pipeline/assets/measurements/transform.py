@@ -33,7 +33,7 @@ _NONE = np.zeros(0, np.int64)
 _NO_SAMPLES: _Columns = (_NONE, _NONE, _NONE, _NONE, np.zeros(0, np.float64))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Samples:
     """The samples of many payloads, column by column.
 
@@ -79,7 +79,15 @@ def decode_samples(payloads: Sequence[bytes], domain: Domain) -> Samples:
         kept = ~np.isin(columns[0], list(twice))
         columns = [column[kept] for column in columns]
     row, ordinal, sample_key, series, value = columns
-    return Samples(row, ordinal, sample_key, series, value, [SeriesKey(*key) for key in index], rejections | twice)
+    return Samples(
+        row=row,
+        ordinal=ordinal,
+        sample_key=sample_key,
+        series=series,
+        value=value,
+        keys=[SeriesKey(*key) for key in index],
+        rejections=rejections | twice,
+    )
 
 
 def _decode_chunk(

@@ -36,7 +36,7 @@ log = structlog.get_logger(__name__)
 SAMPLE_POSITIONS = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ClassifiedSlice:
     """What becomes of a slice.
 
@@ -87,7 +87,7 @@ class ClassifiedSlice:
         ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Arrival:
     """A slice as it came.
 

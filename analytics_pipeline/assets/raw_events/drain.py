@@ -48,7 +48,7 @@ log = structlog.get_logger(__name__)
 CONTROL_RECORD_OFFSETS = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """What one transaction writes. ``began``: ``time.monotonic`` when it was begun to be read."""
 
@@ -204,7 +204,14 @@ class Drain:
         self._wait_for_write()
         if classified:
             done.add(classified)
-            batch = Batch(arrived_at, classified, log_ids, encoded, ranges, began)
+            batch = Batch(
+                arrived_at=arrived_at,
+                classified=classified,
+                log_ids=log_ids,
+                encoded=encoded,
+                ranges=ranges,
+                began=began,
+            )
             self._writing = self._writer.submit(self._write, batch)
         return not self._reader.at_end and bool(slices) and time.monotonic() < deadline
 

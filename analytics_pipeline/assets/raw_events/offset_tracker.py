@@ -169,7 +169,7 @@ class OffsetTracker:
             if row.next_offset < low:
                 said = f"retention passed offsets {row.next_offset} to {low - 1}, which were not read yet"
                 offsets.record_gaps(conn, [Gap(where, row.next_offset, low, "expired before it was read")])
-                offsets.move(conn, [OffsetMove(OffsetRange(where, row.next_offset, low), row.log_id)])
+                offsets.move(conn, [OffsetMove(range=OffsetRange(where, row.next_offset, low), log_id=row.log_id)])
             elif row.next_offset > high or "truncation" in error:
                 said = self._cut_short(conn, row, low, high)
             else:

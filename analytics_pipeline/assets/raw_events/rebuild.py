@@ -100,7 +100,9 @@ def rebuild_raw(settings: Settings, engine: Engine, domains: Registry, hour: dat
         outcomes = [_recount(conn, numbers[name], name, hour, touched, run_id) for name in sorted(kept)]
         conn.commit()
     outcomes = [replace(one, quarantined=one.domain in failed) for one in outcomes]
-    return HourOutcome(RAW_EVENTS, hour, "full", tuple(outcomes), time.monotonic() - started)
+    return HourOutcome(
+        asset=RAW_EVENTS, hour=hour, mode="full", domains=tuple(outcomes), duration_s=time.monotonic() - started
+    )
 
 
 def _bounds(settings: Settings, floor: datetime | None) -> GateBounds:
@@ -208,7 +210,13 @@ def _arrived(part: MessageSlice, adjoining: Sequence[BatchRange]) -> KnownSlice:
     at = np.clip(np.searchsorted(starts, part.offsets, side="right") - 1, 0, len(adjoining) - 1)
     arrived = np.array([one.arrived_at_us for one in adjoining], np.int64)[at]
     batch = np.array([one.batch_id for one in adjoining], np.int64)[at]
-    return KnownSlice(part, arrived, batch, np.zeros(len(part), np.int64), Known.NOWHERE)
+    return KnownSlice(
+        messages=part,
+        arrived_at_us=arrived,
+        batch_id=batch,
+        event_time_us=np.zeros(len(part), np.int64),
+        where=Known.NOWHERE,
+    )
 
 
 # ---------------------------------------------------------------------- classifying and writing again
@@ -219,7 +227,14 @@ def _classify(
 ) -> list[_Change] | None:
     """What changes about a domain's slices; None where it cannot be classified."""
     arrivals = [
-        Arrival(one.messages, domain, domain_id, one.arrived_at_us, elements=one.elements) for one in slices
+        Arrival(
+            messages=one.messages,
+            domain=domain,
+            domain_id=domain_id,
+            arrived_at_us=one.arrived_at_us,
+            elements=one.elements,
+        )
+        for one in slices
     ]
     classified, failed = classifier.classify(arrivals)
     if failed:
@@ -335,7 +350,14 @@ def _recount(
     touched: Iterable[datetime],
     run_id: str,
 ) -> DomainOutcome:
-    outcome = DomainOutcome(domain, 0, 0, 0, 0, GateResult(RAW_EVENTS, domain, 0))
+    outcome = DomainOutcome(
+        domain=domain,
+        rows=0,
+        written=0,
+        dead_letters=0,
+        late_rows=0,
+        gate=GateResult(asset=RAW_EVENTS, domain=domain, rows=0),
+    )
     for one in sorted(touched):
         raw, dead = raw_events.count_hour(conn, domain, one), dead_letters.count(conn, RAW_EVENTS, one, domain)
         if raw or dead:

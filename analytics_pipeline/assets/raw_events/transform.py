@@ -38,7 +38,7 @@ class Rejection:
     error: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DecodedSlice:
     """What decoding made of a slice; ``event_time_us`` holds nothing useful where rejected.
 
@@ -74,7 +74,12 @@ def decode_slice(
     if domain is None:
         rejection = Rejection("unknown_topic", f"no domain claims topic {messages.topic}; add one or drop it")
         rejections = dict.fromkeys(range(len(messages)), rejection)
-        return DecodedSlice(messages, np.zeros(len(messages), np.int64), _lengths(messages), rejections)
+        return DecodedSlice(
+            rows=messages,
+            event_time_us=np.zeros(len(messages), np.int64),
+            payload_bytes=_lengths(messages),
+            rejections=rejections,
+        )
     if domain.split is not None and not elements:
         return _split_slice(messages, domain, max_message_bytes)
     rejections = {**_unreadable(messages), **(rejected or {})}
@@ -82,7 +87,9 @@ def decode_slice(
     for first in range(0, len(messages), CHUNK_MESSAGES):
         seconds += _decode_chunk(messages, first, domain, max_message_bytes, rejections)
     rejections |= _not_utf8(messages.values, rejections)
-    return DecodedSlice(messages, _to_us(seconds), _lengths(messages), rejections)
+    return DecodedSlice(
+        rows=messages, event_time_us=_to_us(seconds), payload_bytes=_lengths(messages), rejections=rejections
+    )
 
 
 def _lengths(messages: MessageSlice) -> npt.NDArray[np.int64]:
