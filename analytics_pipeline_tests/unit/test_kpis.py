@@ -229,3 +229,22 @@ def test_kpis_are_those_of_the_naive_reference(stream: list[tuple[int, int, int,
         want = expected[row["bucket_start_us"], row["tenant_id"], row["factory_id"], row["machine_id"], row["kpi"]]
         for name in ("value", "numerator", "denominator", "reason"):
             assert row[name] == getattr(want, name), (name, want)
+
+
+def test_a_ratio_is_the_same_to_the_bit_alone_and_among_others() -> None:
+    """Polars divides by a column of equal values through its reciprocal, which is off by a last bit at times."""
+    covered = range(1, 60)
+    names = pl.DataFrame(
+        [(n, 7, "t", "f", f"m{n}", None, "s1", "temp", "C") for n in covered],
+        schema=SERIES.schema,
+        orient="row",
+    )
+    each = {n: windows(*((n, minute, 1, 1.0, 1.0) for minute in range(n))) for n in covered}
+
+    def coverage(frame: pl.DataFrame) -> list[float]:
+        found = machine_kpis(frame, names, anomalies(), limits(), base_s=60)
+        its = found.filter(pl.col("kpi") == "coverage").sort("numerator")
+        return its["value"].to_list()
+
+    assert coverage(pl.concat(each.values())) == [n / 60 for n in covered]
+    assert [coverage(each[n])[0] for n in covered] == [n / 60 for n in covered]

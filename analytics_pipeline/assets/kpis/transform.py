@@ -154,10 +154,19 @@ def _ratios(sums: pl.DataFrame) -> list[pl.DataFrame]:
         sums.select(
             *_GROUP,
             pl.lit(kpi).alias("kpi"),
-            pl.when(pl.col(under) > 0).then(pl.col(over) / pl.col(under)).alias("value"),
+            _quotient(sums, over, under),
             pl.col(over).cast(pl.Float64).alias("numerator"),
             pl.col(under).cast(pl.Float64).alias("denominator"),
             pl.when(pl.col(under) == 0).then(pl.lit(reason, pl.String)).alias("reason"),
         )
         for kpi, (over, under, reason) in _RATIOS.items()
     ]
+
+
+def _quotient(sums: pl.DataFrame, over: str, under: str) -> pl.Series:
+    """NULL where there is nothing to divide by. By numpy: Polars divides by a column of equal values through its
+    reciprocal, so that the last bit would depend on which other machines are computed with this one."""
+    numerator, denominator = sums[over].to_numpy().astype(np.float64), sums[under].to_numpy().astype(np.float64)
+    known = denominator > 0
+    value = np.divide(numerator, denominator, out=np.zeros(len(sums)), where=known)
+    return pl.Series("value", value).set(pl.Series(~known), None)
