@@ -6,6 +6,7 @@ answer that late. The assignment is kept between reads, so that librdkafka fetch
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from itertools import groupby
 from operator import methodcaller
 from typing import Any
 
+import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from analytics_pipeline.messages import LogPartition, MessageSlice
@@ -22,6 +24,8 @@ from analytics_pipeline.sources.slices import append, close
 
 __all__ = ["BrokerUnreachableError", "LogEnd", "LogReader", "Position", "TopicInfo"]
 
+log = structlog.get_logger(__name__)
+
 TopicPartitionKey = tuple[str, int]
 
 #: One call to librdkafka: enough messages to be quick, and so short a wait that memory stays bounded.
@@ -29,6 +33,8 @@ CHUNK_MESSAGES = 10_000
 CHUNK_WAIT_S = 0.1
 #: Without a message, an end of log or an error for this long, the broker counts as out of reach.
 SILENCE_S = 3.0
+#: How long a consumer may take to close before it is left behind.
+CLOSE_TIMEOUT_S = 10.0
 # Called in C: every message passes here.
 _TOPIC, _PARTITION, _ERROR, _VALUE = map(methodcaller, ("topic", "partition", "error", "value"))
 
@@ -346,7 +352,7 @@ class LogReader:
         consumer, self._consumer = self._consumer, None
         self.forget()
         if consumer is not None:
-            consumer.close()
+            _close(consumer)
 
     def _client(self) -> Consumer:
         if self._consumer is None:
@@ -366,3 +372,13 @@ def _place(key: TopicPartitionKey, at: Position) -> TopicPartition:
     if at.leader_epoch is None or at.leader_epoch < 0:
         return TopicPartition(*key, at.next_offset)
     return TopicPartition(*key, at.next_offset, leader_epoch=at.leader_epoch)
+
+
+def _close(consumer: Consumer) -> None:
+    """Close a consumer, or leave it behind: librdkafka waits without limit for a commit of group offsets whose
+    broker was frozen in between, and those are for lag tools only."""
+    closing = threading.Thread(target=consumer.close, name="kafka-close", daemon=True)
+    closing.start()
+    closing.join(CLOSE_TIMEOUT_S)
+    if closing.is_alive():
+        log.warning("the Kafka consumer did not close; it is left behind", waited_s=CLOSE_TIMEOUT_S)
