@@ -93,6 +93,8 @@ class Settings(BaseSettings):
     drain_interval_s: int = Field(5, ge=1, le=3600, validation_alias="DRAIN_INTERVAL_S")
     #: How long a drain and a live run wait for what comes next; 0: each does what there is, and ends.
     linger_s: float = Field(10.0, ge=0, le=60, validation_alias="LINGER_S")
+    #: How long the windows above the base may lag in live hours with many series; 0: never.
+    windows_lag_s: float = Field(10.0, ge=0, le=30, validation_alias="WINDOWS_LAG_S")
     max_message_bytes: int = Field(1024**2, ge=1024, validation_alias="MAX_MESSAGE_BYTES")
     first_offset: Literal["earliest", "latest"] = Field(
         "earliest", validation_alias=_names("FIRST_OFFSET", "AUTO_OFFSET_RESET")

@@ -54,13 +54,22 @@ class Work:
     def hour_us(self) -> int:
         return to_us(self.hour)
 
+    @property
+    def above_base(self) -> list[Region]:
+        """Where only the windows above the base are stale."""
+        its = () if self.whole or self.pending is None else self.pending.above_base
+        return [self._region(begin, end) for begin, end in its]
+
+    def _region(self, begin_s: int, end_s: int, series: tuple[int, ...] | None = None) -> Region:
+        return Region(self.domain_id, self.hour_us + begin_s * 1_000_000, self.hour_us + end_s * 1_000_000, series)
+
     def regions(self, *, whole: bool = False) -> list[Region]:
         """What is stale, as spans of time: first those of all series, then those of some."""
         if whole or self.whole or self.pending is None or self.pending.whole:
             return [Region(self.domain_id, self.hour_us, self.hour_us + HOUR_US)]
         its = self.pending
         return [
-            Region(self.domain_id, self.hour_us + begin * 1_000_000, self.hour_us + end * 1_000_000, series)
+            self._region(begin, end, series)
             for series, spans in ((None, its.spans), (its.series, its.series_spans))
             if series is None or series
             for begin, end in spans
@@ -82,6 +91,8 @@ class Context:
     versions: InputVersions
     gate: Callable[[pl.DataFrame, Sequence[Domain]], GateResult]
     limit_rows: LimitDirectory
+    #: What may lag waits until then: the larger windows of live hours. None: nothing does.
+    lag_until: datetime | None
     #: Lets those who change windows of some domains commit one after another from here on.
     serialize_commits: Callable[[Sequence[int]], None]
     #: Of some domain partitions of window_aggregates, those that hold rows by what is committed now.

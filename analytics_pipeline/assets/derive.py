@@ -178,7 +178,7 @@ class Deriver:
         """Compute slice by slice. Live work takes what is free first, and comes back for what others held."""
         for keys in self._composed(run, hours, first_live):
             is_live = run.mode == "incremental" and keys[0][1] >= first_live
-            yield from self._slice(replace(run, wait=run.wait and not is_live), keys, done)
+            yield from self._slice(replace(run, wait=run.wait and not is_live, live=is_live), keys, done)
             on_slice()
         if not run.wait:
             done.busy += sorted(run.missed)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import polars as pl
 from sqlalchemy import Engine
@@ -46,6 +47,8 @@ class Run:
     domains: Mapping[int, Domain]
     #: For domain partitions that others hold; else what is free is computed, and the others are noted in ``missed``.
     wait: bool = True
+    #: Whether the slice holds live hours, for pending work.
+    live: bool = False
     missed: set[Key] = field(default_factory=set)
 
 
@@ -82,6 +85,7 @@ class SliceProtocol:
                 versions=versions,
                 gate=lambda frame, domains: self._gate(run, frame, domains),
                 limit_rows=self._limits,
+                lag_until=_lag_until(self._settings.windows_lag_s) if run.live else None,
                 serialize_commits=lambda domain_ids: lock_domain_commits(conn, domain_ids),
                 holding_windows=self._holding_windows,
                 changed_since_snapshot=lambda wanted: self._changed_since_snapshot(conn, run.asset, wanted),
@@ -99,7 +103,7 @@ class SliceProtocol:
         hours = sorted({key[1] for key in keys})
         kept = retention.kept_keys(conn, run.asset, [(run.domains[key[0]].name, key[1]) for key in keys])
         states = partition_state.read_states(conn, run.asset, hours)
-        pending = pending_work.read(conn, run.asset, hours)
+        pending = pending_work.read(conn, run.asset, hours, waiting=run.mode == "full")
         works = []
         for key in keys:
             domain, its = run.domains[key[0]], pending.get(key)
@@ -195,3 +199,10 @@ class SliceProtocol:
 
     def _commit(self, conn: Connection) -> None:
         conn.commit()
+
+
+def _lag_until(lag_s: float) -> datetime | None:
+    """The end of the present stretch of that length: what lags in it is done together, soon after."""
+    if not lag_s:
+        return None
+    return datetime.fromtimestamp((time.time() // lag_s + 1) * lag_s, UTC)

@@ -112,7 +112,6 @@ def _send(session: Session, topic: str, messages: Iterable[Planned], payloads: P
 def _wait_until_done(session: Session, topic: str, sent: Sequence[Sent], timeout_s: float) -> int:
     """Wait until all of it was drained and nothing is pending; return how much still is when time is up."""
     from analytics_pipeline.storage.engine import connection
-    from analytics_pipeline.storage.pending_work import actionable_hours
 
     last: dict[int, int] = {}
     for message in sent:
@@ -123,8 +122,10 @@ def _wait_until_done(session: Session, topic: str, sent: Sequence[Sent], timeout
         with connection(session.engine) as conn, conn.cursor() as cursor:
             cursor.execute("SELECT partition, next_offset FROM kafka_offset WHERE topic = %s", [topic])
             stored = dict(cursor.fetchall())
+            cursor.execute("SELECT count(*) FROM pending_work")
+            (items,) = cursor.fetchone()
             behind = sum(max(0, offset + 1 - stored.get(part, 0)) for part, offset in last.items())
-            pending = int(behind) + len(actionable_hours(conn))
+            pending = int(behind) + int(items)
         if pending == 0 or time.monotonic() > deadline:
             return pending
         time.sleep(POLL_S)

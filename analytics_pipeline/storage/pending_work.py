@@ -20,6 +20,9 @@ MAX_SERIES = 1000
 #: More spans of one hour than this become one that covers them.
 MAX_SPANS = 16
 
+#: What may be done now. What waits for longer than a minute was asked for by a clock that ran ahead.
+DUE = "not_before NOT BETWEEN clock_timestamp() AND clock_timestamp() + interval '1 minute'"
+
 Spans = tuple[tuple[int, int], ...]
 
 
@@ -31,11 +34,13 @@ class Scope:
         series: only these series; None: all of them.
         spans: only these seconds of the hour, half-open; None: the whole hour.
         batches: of normalized_measurements, only what these batches brought; None: the whole hour.
+        above_base: of window_aggregates, only the windows above the base, whose base windows are up to date.
     """
 
     series: tuple[int, ...] | None = None
     spans: Spans | None = None
     batches: tuple[int, ...] | None = None
+    above_base: bool = False
 
 
 WHOLE = Scope()
@@ -43,13 +48,18 @@ WHOLE = Scope()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Invalidation:
-    """Work to ask for: this scope of this domain partition is stale, for this reason."""
+    """Work to ask for: this scope of this domain partition is stale, for this reason.
+
+    Attributes:
+        not_before: until then it waits unread; None: it may be done at once.
+    """
 
     asset: DerivedName
     domain_id: int
     hour: datetime
     scope: Scope = WHOLE
     reason: str
+    not_before: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +70,7 @@ class Pending:
         whole: at least one row asks for the whole hour; the other fields do not matter then.
         spans: stale for all series.
         series, series_spans: stale for these series only.
+        above_base: stale for all series in the windows above the base.
         fresh: at least one row is not held.
     """
 
@@ -69,6 +80,7 @@ class Pending:
     series: tuple[int, ...] = ()
     series_spans: Spans = ()
     batches: tuple[int, ...] = ()
+    above_base: Spans = ()
     fresh: bool = True
 
     def scopes(self) -> list[Scope]:
@@ -80,6 +92,8 @@ class Pending:
             found.append(Scope(spans=self.spans))
         if self.series:
             found.append(Scope(series=self.series, spans=self.series_spans))
+        if self.above_base:
+            found.append(Scope(spans=self.above_base, above_base=True))
         return found
 
 
@@ -112,7 +126,8 @@ def add(connection: Connection, invalidations: Iterable[Invalidation], *, held: 
         return
     with connection.cursor() as cursor:
         cursor.copy_expert(
-            "COPY pending_work (asset, domain_id, hour, series, spans, batches, held, reason) FROM STDIN",
+            "COPY pending_work (asset, domain_id, hour, series, spans, batches, above_base, not_before, held, reason) "
+            "FROM STDIN",
             io.StringIO("".join(lines)),
         )
 
@@ -122,21 +137,32 @@ def _line(one: Invalidation, *, held: bool) -> str:
     series = None if scope.series is None or len(scope.series) > MAX_SERIES else scope.series
     spans = None if scope.spans is None else [edge for span in merged_spans(scope.spans) for edge in span]
     fields = (one.asset, str(one.domain_id), one.hour.isoformat(), _array(series), _array(spans),
-              _array(scope.batches), "t" if held else "f", one.reason)  # fmt: skip
+              _array(scope.batches), _flag(scope.above_base),
+              one.not_before.isoformat() if one.not_before else "-infinity", _flag(held), one.reason)  # fmt: skip
     return "\t".join(fields) + "\n"
+
+
+def _flag(value: bool) -> str:
+    return "t" if value else "f"
 
 
 def _array(values: Sequence[int] | None) -> str:
     return "\\N" if values is None else "{" + ",".join(map(str, values)) + "}"
 
 
-def read(connection: Connection, asset: DerivedName, hours: Sequence[datetime]) -> dict[Key, Pending]:
-    """The pending work of an asset in some hours, by (domain number, hour)."""
+def read(
+    connection: Connection, asset: DerivedName, hours: Sequence[datetime], *, waiting: bool = False
+) -> dict[Key, Pending]:
+    """The pending work of an asset in some hours, by (domain number, hour).
+
+    Args:
+        waiting: also what need not be done yet.
+    """
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT domain_id, hour, work_id, series, spans, batches, held FROM pending_work "
-            "WHERE hour = ANY(%s::timestamptz[]) AND asset = %s",
-            (list(hours), asset),
+            "SELECT domain_id, hour, work_id, series, spans, batches, above_base, held FROM pending_work "
+            f"WHERE hour = ANY(%s::timestamptz[]) AND asset = %s AND (%s OR {DUE})",
+            (list(hours), asset, waiting),
         )
         rows: dict[Key, list[Any]] = {}
         for domain_id, hour, *rest in cursor.fetchall():
@@ -146,7 +172,9 @@ def read(connection: Connection, asset: DerivedName, hours: Sequence[datetime]) 
 
 def _merge(rows: Sequence[Any]) -> Pending:
     ids = tuple(row[0] for row in rows)
-    fresh = any(not row[4] for row in rows)
+    fresh = any(not row[5] for row in rows)
+    above_base = merged_spans(pair for row in rows if row[4] for pair in _pairs(row[2]))
+    rows = [row for row in rows if not row[4]]
     if any(row[1] is None and row[2] is None and row[3] is None for row in rows):
         return Pending(work_ids=ids, whole=True, fresh=fresh)
     batches = {batch for row in rows for batch in row[3] or ()}
@@ -164,6 +192,7 @@ def _merge(rows: Sequence[Any]) -> Pending:
         series=tuple(sorted(series)),
         series_spans=spans,
         batches=tuple(sorted(batches)),
+        above_base=above_base,
         fresh=fresh,
     )
 
@@ -190,7 +219,8 @@ def delete(connection: Connection, work_ids: Sequence[int]) -> None:
 #: retention has not taken.
 ACTIONABLE = (
     "FROM (SELECT hour, asset, domain_id, count(*) AS items, min(created_at) AS oldest_at, "
-    "max(created_at) AS newest_at FROM pending_work GROUP BY 1, 2, 3 HAVING NOT bool_and(held)) w "
+    "max(created_at) AS newest_at FROM pending_work "
+    f"WHERE {DUE} GROUP BY 1, 2, 3 HAVING NOT bool_and(held)) w "
     "JOIN domain_number d USING (domain_id) "
     "LEFT JOIN partition_failure f USING (hour, asset, domain_id) "
     "WHERE (f.next_try_at IS NULL OR f.next_try_at <= now() OR f.code_version <> %(code_version)s) "

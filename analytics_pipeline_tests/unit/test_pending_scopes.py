@@ -27,7 +27,7 @@ rows = st.tuples(
 
 
 def merged(*asked: tuple[list[int] | None, list[int] | None]) -> Pending:
-    return _merge([(number, series, spans, None, False) for number, (series, spans) in enumerate(asked)])
+    return _merge([(number, series, spans, None, False, False) for number, (series, spans) in enumerate(asked)])
 
 
 def work(pending: Pending) -> Work:
@@ -60,6 +60,17 @@ def test_longer_windows_are_asked_for_beside_the_first_window_of_the_hour(spans:
     assert found.whole or LONGER_WINDOWS in found.spans
     assert covers(work(found), 1, spans[0][0])
     assert covers(work(found), 1, spans[-1][1] - 1)
+
+
+def test_windows_above_the_base_are_asked_for_apart_from_the_base() -> None:
+    found = _merge([(1, None, [0, 60], None, True, False), (2, None, [60, 120], None, True, True)])
+    assert (found.above_base, found.spans, found.whole, found.fresh) == (((0, 120),), (), False, True)
+    assert work(found).regions() == []
+    (region,) = work(found).above_base
+    assert (region.begins_us, region.ends_us) == (to_us(HOUR), to_us(HOUR) + 120_000_000)
+    (scope,) = found.scopes()
+    again = _merge([(3, scope.series, [*(scope.spans or ())[0]], None, scope.above_base, True)])
+    assert (again.above_base, again.fresh) == (found.above_base, False)
 
 
 def test_an_hour_asked_for_in_pieces_is_asked_for_as_a_whole() -> None:

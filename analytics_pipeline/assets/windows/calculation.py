@@ -8,7 +8,7 @@ last bit.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 
@@ -38,9 +38,12 @@ from analytics_pipeline.assets.windows.base_level import (
 )
 from analytics_pipeline.assets.windows.spec import SPEC, TABLE
 from analytics_pipeline.assets.windows.transform import merge_windows
-from analytics_pipeline.records import HOUR, HOUR_S, DerivedName, Region, from_us
+from analytics_pipeline.records import HOUR, HOUR_S, HOUR_US, DerivedName, Region, from_us
 from analytics_pipeline.storage import table_io
-from analytics_pipeline.storage.pending_work import MAX_SERIES, Invalidation, Scope
+from analytics_pipeline.storage.pending_work import MAX_SERIES, Invalidation, Scope, merged_spans
+
+#: Base windows of one live slice above which the larger windows lag: merging those costs more than all else then.
+LAG_ABOVE_WINDOWS = 2_000
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class WindowCalculation:
     spec = SPEC
 
     def compute(self, context: Context, works: Sequence[Work]) -> Computed:
-        levels = self._levels(context, works)
+        levels, lagging = self._levels(context, works)
         frame = pl.concat([level.frame for level in levels]) if levels else TABLE.empty()
         parts = Parts(works)
         part = parts.of(frame["domain_id"].to_numpy(), frame["bucket_start_us"].to_numpy())
@@ -75,23 +78,38 @@ class WindowCalculation:
             for at, (work, result) in enumerate(zip(works, split_gate(gate, part, works), strict=True))
         }
         return Computed(
-            validated=validated, write=partial(self._write, context, works, levels, frame, part, withheld)
+            validated=validated, write=partial(self._write, context, works, levels, lagging, frame, part, withheld)
         )
 
     # ------------------------------------------------------------------ computing
 
-    def _levels(self, context: Context, works: Sequence[Work]) -> list[_Level]:
-        sizes = context.settings.window_sizes_s
-        base = base_level(context, works, sizes[0])
-        levels = [_Level(sizes[0], *base)] if base else []
+    def _levels(self, context: Context, works: Sequence[Work]) -> tuple[list[_Level], list[Region]]:
+        """What is computed, by size; and the regions whose windows above the base are left for later."""
+        base_s = context.settings.base_window_s
+        computed = base_level(context, works, base_s)
+        base = _Level(base_s, *computed) if computed else _Level(base_s, TABLE.empty(), [])
+        lagged = [region for work in works for region in work.above_base]
+        if context.lag_until and not lagged and base.frame.height > LAG_ABOVE_WINDOWS:
+            asked = [work for work in works if work.pending and LONGER_WINDOWS in work.pending.spans]
+            return [base, *self._longer(context, asked, [])], base.regions
+        levels = self._above(context, base, lagged)
+        return levels + self._longer(context, works, levels), []
+
+    def _above(self, context: Context, base: _Level, lagged: Sequence[Region]) -> list[_Level]:
+        """The base windows and the larger ones up to an hour; ``lagged``: base windows that are up to date already,
+        though the windows above them are not."""
+        sizes, levels = context.settings.window_sizes_s, [base]
+        if not base.regions and not lagged:
+            return []
         for size_s in sizes[1:]:
-            if size_s > HOUR_S or not levels:
+            if size_s > HOUR_S:
                 break
             child_s = max(one for one in sizes if one < size_s and size_s % one == 0)
             below = next(level for level in levels if level.size_s == child_s)
-            parents = area.disjoint(area.widened(below.regions, size_s * 1_000_000))
+            stale = area.disjoint([*below.regions, *(lagged if below is base else ())])
+            parents = area.disjoint(area.widened(stale, size_s * 1_000_000))
             levels.append(self._merged(context, size_s, below, parents))
-        return levels + self._longer(context, works, levels)
+        return [level for level in levels if level.regions]
 
     def _merged(self, context: Context, size_s: int, below: _Level, parents: list[Region]) -> _Level:
         """The windows of one size that hold those of the level below."""
@@ -129,6 +147,7 @@ class WindowCalculation:
         context: Context,
         works: Sequence[Work],
         levels: Sequence[_Level],
+        lagging: Sequence[Region],
         frame: pl.DataFrame,
         part: Ints,
         withheld: Mapping[int, tuple[int, ...]],
@@ -154,11 +173,28 @@ class WindowCalculation:
         base = wanted.filter(pl.col("window_s") == base_s)
         before = stored.filter(pl.col("window_s") == base_s)
         unwritten = _stale_beside_withheld(context, works, withheld)
-        return results, [*stale, *unwritten, *stale_in_other_hours(context, works, before, base, base_s)]
+        later = _left_for_later(context, [work for work in works if work.key in accepted], lagging)
+        return results, [*stale, *unwritten, *later, *stale_in_other_hours(context, works, before, base, base_s)]
 
 
 def _asks_for_longer(work: Work) -> bool:
-    return work.whole or work.pending is None or bool(work.pending.spans or work.pending.series)
+    its = work.pending
+    return work.whole or its is None or bool(its.spans or its.series or its.above_base)
+
+
+def _left_for_later(context: Context, works: Sequence[Work], lagging: Sequence[Region]) -> list[Invalidation]:
+    """The windows above the base of some regions, as pending work that waits a while."""
+    found = []
+    for work in works:
+        spans = [
+            ((one.begins_us - work.hour_us) // 1_000_000, (one.ends_us - work.hour_us) // 1_000_000)
+            for one in lagging
+            if one.domain_id == work.domain_id and work.hour_us <= one.begins_us < work.hour_us + HOUR_US
+        ]
+        if spans:
+            scope = Scope(spans=merged_spans(spans), above_base=True)
+            found.append(replace(_invalid("window_aggregates", work, scope), not_before=context.lag_until))
+    return found
 
 
 def _part_of(parts: Parts, frame: pl.DataFrame) -> Ints:
