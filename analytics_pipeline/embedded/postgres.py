@@ -95,7 +95,13 @@ class PostgresServer:
         self._supervisor.wait_ready(self._child, self._answers, READY_TIMEOUT_S)
 
     def role_password(self, name: str) -> str:
-        """The role's own password: made once, kept beside the data, readable by nobody else."""
+        """The role's own password: made once, kept beside the data, readable by nobody else.
+
+        Raises:
+            RuntimeError: the server was never started: its folder is not known.
+        """
+        if self._home == Path():
+            raise RuntimeError(f"start PostgreSQL before asking for the password of role {name!r}")
         path = self._home / f"{name}.password"
         if not path.exists():
             path.touch(mode=0o600)
