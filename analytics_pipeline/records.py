@@ -276,13 +276,15 @@ class DerivedHours:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DomainState:
-    """What one domain of an hour holds, for people. ``error``: of its last computation, where that failed."""
+    """What one domain of an hour holds, for people. ``error``: of its last computation, where that failed;
+    ``run_id``: of the run that computed what it holds."""
 
     domain: str
     rows: int
     rows_failed: int
     status: str
     error: str | None = None
+    run_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

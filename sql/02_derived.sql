@@ -72,10 +72,11 @@ CREATE TABLE IF NOT EXISTS partition_outcome (
     quarantined  boolean NOT NULL,
     gate         jsonb NOT NULL,
     duration_s   double precision NOT NULL,
-    committed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    reported_at  timestamptz
+    committed_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    report_begun_at timestamptz,           -- by another than its run
+    reported_at     timestamptz
 );
-CREATE INDEX IF NOT EXISTS partition_outcome_unreported ON partition_outcome (run_id, outcome_id)
+CREATE INDEX IF NOT EXISTS partition_outcome_unreported ON partition_outcome (hour, outcome_id)
     WHERE reported_at IS NULL;
 
 -- Which run was asked to do an hour's pending work, and when it may be asked again.

@@ -141,3 +141,19 @@ def hour_lock(conn: Connection, asset: AssetName, hour: datetime) -> Iterator[No
             with conn.cursor() as cursor:
                 cursor.execute("SELECT pg_advisory_unlock_all()")
             conn.autocommit = False
+
+
+@contextmanager
+def lock_if_free(conn: Connection, name: str) -> Iterator[bool]:
+    """Holds a lock of this schema for a block that commits; yields whether it was free. Waits for nobody."""
+    with conn.cursor() as cursor:
+        cursor.execute("SELECT pg_try_advisory_lock(hashtext(current_schema() || ' ' || %s), 0)", (name,))
+        free = bool(cursor.fetchone()[0])
+    try:
+        yield free
+    finally:
+        if free and not conn.closed:
+            conn.rollback()
+            with conn.cursor() as cursor:
+                cursor.execute("SELECT pg_advisory_unlock(hashtext(current_schema() || ' ' || %s), 0)", (name,))
+            conn.commit()

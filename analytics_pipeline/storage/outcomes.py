@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -28,6 +28,8 @@ class StoredOutcome:
     mode: str
     duration_s: float
     domain: DomainOutcome
+    #: Somebody began to report it, and did not note that it was done.
+    begun: bool
 
 
 def write(
@@ -92,15 +94,16 @@ def _domain_outcome(asset: str, domain: str, row: Sequence[Any]) -> DomainOutcom
     )
 
 
-def unreported(connection: Connection, run_id: str | None = None, limit: int = 10_000) -> list[StoredOutcome]:
-    """Outcomes that nobody reported yet, of one run or of all, oldest first."""
+def unreported(connection: Connection, unfinished_runs: Collection[str], limit: int) -> list[StoredOutcome]:
+    """Outcomes that nobody reported yet, the newest hours first, but for those of runs that still report."""
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT o.outcome_id, o.asset, o.hour, o.run_id, o.mode, o.duration_s, d.domain, o.rows, "
-            "o.rows_written, o.dead_letters, o.late_rows, o.rows_failed, o.quarantined, o.gate "
+            "SELECT o.outcome_id, o.asset, o.hour, o.run_id, o.mode, o.duration_s, o.report_begun_at IS NOT NULL, "
+            "d.domain, o.rows, o.rows_written, o.dead_letters, o.late_rows, o.rows_failed, o.quarantined, o.gate "
             "FROM partition_outcome o JOIN domain_number d USING (domain_id) "
-            "WHERE o.reported_at IS NULL AND (%s::text IS NULL OR o.run_id = %s) ORDER BY o.outcome_id LIMIT %s",
-            (run_id, run_id, limit),
+            "WHERE o.reported_at IS NULL AND o.run_id <> ALL(%s::text[]) "
+            "ORDER BY o.hour DESC, o.outcome_id DESC LIMIT %s",
+            (list(unfinished_runs), limit),
         )
         return [
             StoredOutcome(
@@ -110,18 +113,28 @@ def unreported(connection: Connection, run_id: str | None = None, limit: int = 1
                 run_id=row[3],
                 mode=row[4],
                 duration_s=row[5],
-                domain=_domain_outcome(row[1], row[6], row[7:]),
+                begun=row[6],
+                domain=_domain_outcome(row[1], row[7], row[8:]),
             )
             for row in cursor.fetchall()
         ]
 
 
+def mark_begun(connection: Connection, outcome_ids: Sequence[int]) -> None:
+    """These are about to be reported: should that not be noted afterwards, it must be looked for."""
+    _mark(connection, "report_begun_at", outcome_ids)
+
+
 def mark_reported(connection: Connection, outcome_ids: Sequence[int]) -> None:
     """These are shown now."""
+    _mark(connection, "reported_at", outcome_ids)
+
+
+def _mark(connection: Connection, column: str, outcome_ids: Sequence[int]) -> None:
     if outcome_ids:
         with connection.cursor() as cursor:
             cursor.execute(
-                "UPDATE partition_outcome SET reported_at = clock_timestamp() WHERE outcome_id = ANY(%s)",
+                f"UPDATE partition_outcome SET {column} = clock_timestamp() WHERE outcome_id = ANY(%s)",
                 (list(outcome_ids),),
             )
 

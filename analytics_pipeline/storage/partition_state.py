@@ -134,7 +134,7 @@ def domain_states(
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT coalesce(s.hour, f.hour), d.domain, coalesce(s.rows, 0), coalesce(s.rows_failed, 0), "
-            "coalesce(s.status, 'open'), f.error "
+            "coalesce(s.status, 'open'), f.error, coalesce(s.run_id, '') "
             "FROM (SELECT * FROM partition_state WHERE asset = %(asset)s AND hour = ANY(%(hours)s::timestamptz[])) s "
             "FULL JOIN (SELECT * FROM partition_failure WHERE asset = %(asset)s "
             "AND hour = ANY(%(hours)s::timestamptz[])) f USING (domain_id, hour) "
@@ -142,8 +142,10 @@ def domain_states(
             {"asset": asset, "hours": list(hours)},
         )
         found: dict[datetime, list[DomainState]] = {}
-        for hour, domain, rows, failed, status, error in cursor.fetchall():
-            state = DomainState(domain=domain, rows=rows, rows_failed=failed, status=status, error=error)
+        for hour, domain, rows, failed, status, error, run_id in cursor.fetchall():
+            state = DomainState(
+                domain=domain, rows=rows, rows_failed=failed, status=status, error=error, run_id=run_id
+            )
             found.setdefault(hour, []).append(state)
     return found
 
