@@ -17,12 +17,12 @@ from analytics_pipeline.orchestration.resources import Pipeline
 from analytics_pipeline.orchestration.sensors import tick
 from analytics_pipeline.records import DERIVED, HOUR, DerivedName, hour_of
 from analytics_pipeline_tests.conftest import DatabaseServer, KafkaServer
+from analytics_pipeline_tests.crashing_processes import derive_and_die, drain_and_die
 from analytics_pipeline_tests.dagster_ui import wait_for
+from analytics_pipeline_tests.environments import Environment, open_environment, run_process
 from analytics_pipeline_tests.integration.conftest import Environment as StackEnvironment
 from analytics_pipeline_tests.integration.test_dagster_faults import FAILED_WITHIN_S, children_of, run_of_hour
 from analytics_pipeline_tests.pipeline import reading
-from analytics_pipeline_tests.crashing_processes import derive_and_die, drain_and_die
-from analytics_pipeline_tests.environments import Environment, open_environment, run_process
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -1,4 +1,4 @@
-"""A live run beside real PostgreSQL: it lingers, wakes, makes room; with LINGER_S=0, with deaf ears, with a wrong clock."""
+"""A live run on real PostgreSQL: lingers, wakes up, makes room; with LINGER_S=0, lost signals, a stepped clock."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from analytics_pipeline.definitions import build_defs
 from analytics_pipeline.orchestration import live_run, sensors
 from analytics_pipeline.orchestration.partitions import HourRange
 from analytics_pipeline.orchestration.resources import Pipeline
-from analytics_pipeline.orchestration.tags import REQUEST_TAG, LIVE_QUEUE, MODE_TAG, QUEUE_TAG
+from analytics_pipeline.orchestration.tags import LIVE_QUEUE, MODE_TAG, QUEUE_TAG, REQUEST_TAG
 from analytics_pipeline.records import HOUR, hour_of
 from analytics_pipeline.storage import live_signal
 from analytics_pipeline.storage.engine import connection
@@ -26,9 +26,9 @@ from analytics_pipeline.storage.locks import domain_partition_locks
 from analytics_pipeline_tests.conftest import DatabaseServer, KafkaServer
 from analytics_pipeline_tests.domains import begin_anew, open_domains
 from analytics_pipeline_tests.domains.copies import PRESS
+from analytics_pipeline_tests.environments import Environment
 from analytics_pipeline_tests.pipeline import reading
 from analytics_pipeline_tests.quick_gate import use_quick_gates
-from analytics_pipeline_tests.environments import Environment
 
 #: Longer than any test waits for something to happen, so that a run that lingers does not end by itself.
 LONG_S = 60.0
@@ -206,12 +206,15 @@ def test_without_lingering_a_run_waits_for_what_others_hold(
     env: Environment, start: Callable[[float], Future[ExecuteInProcessResult]]
 ) -> None:
     land(env, 0)
-    with connection(env.pipeline.engine) as conn:
-        with domain_partition_locks(conn, "window_aggregates", [(1, CURRENT)], wait=True):
-            run = start(0)
-            wait_until(lambda: env.pipeline.count("normalized_measurements") == 1)
-            time.sleep(0.5)
-            assert not run.done()
+    held = [(1, CURRENT)]
+    with (
+        connection(env.pipeline.engine) as conn,
+        domain_partition_locks(conn, "window_aggregates", held, wait=True),
+    ):
+        run = start(0)
+        wait_until(lambda: env.pipeline.count("normalized_measurements") == 1)
+        time.sleep(0.5)
+        assert not run.done()
     assert run.result(PATIENCE_S).success
     assert messages(env) == 1
 

@@ -19,10 +19,10 @@ from analytics_pipeline.storage.engine import connection
 from analytics_pipeline_tests.conftest import DatabaseServer, KafkaServer
 from analytics_pipeline_tests.domains import begin_anew, open_domains, strict, topic_of
 from analytics_pipeline_tests.domains.copies import OVEN, PRESS
+from analytics_pipeline_tests.environments import Environment
 from analytics_pipeline_tests.integration.test_concurrency import PATIENCE_S, Gate, before
 from analytics_pipeline_tests.pipeline import Pipeline, reading
 from analytics_pipeline_tests.quick_gate import use_quick_gates
-from analytics_pipeline_tests.environments import Environment
 
 START = hour_of(datetime.now(UTC)) - 6 * HOUR
 #: The daemon looks so often.
