@@ -23,6 +23,9 @@ PLOT_BAR_PX = 5
 #: Sample positions shown per check, so that a flood of bad rows does not fill Dagster's event log.
 SAMPLES_SHOWN = 20
 
+#: Of an hour that retention took.
+EXPIRED_METADATA: Metadata = {"dagster/row_count": 0, "retention": "taken"}
+
 
 def definition_metadata(asset: str, settings: Settings) -> Metadata:
     """Column schema with units, and table name: the same for every partition."""

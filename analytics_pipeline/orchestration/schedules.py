@@ -19,9 +19,11 @@ from dagster import (
 from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.scheduler.instigation import SensorInstigatorData
 
+from analytics_pipeline.orchestration.partitions import last_partition_hour
 from analytics_pipeline.orchestration.prune import prune, summary
 from analytics_pipeline.orchestration.reporting import Cursor
 from analytics_pipeline.orchestration.resources import Pipeline
+from analytics_pipeline.orchestration.retention_reports import report_expired
 from analytics_pipeline.orchestration.sensors import SENSOR_NAME
 from analytics_pipeline.storage import outcomes
 from analytics_pipeline.storage.batches import coalesce
@@ -45,13 +47,17 @@ def prune_storage(context: OpExecutionContext, pipeline: ResourceParam[Pipeline]
 @op(description="Deletes hours that are older than RETENTION_DAYS, and writes down the floor.")
 def expire_hours(context: OpExecutionContext, pipeline: ResourceParam[Pipeline]) -> None:
     """See ``storage.retention``."""
+    now, first = datetime.now(UTC), pipeline.settings.partitions_start
     with pipeline.connection() as conn:
         expired = expire(
             conn,
             pipeline.domains.by_name,
-            datetime.now(UTC),
+            now,
             pipeline.settings.retention_days,
             look_back=max(domain.history for domain in pipeline.domains),
+            announce=lambda expired: report_expired(
+                context.instance, expired, valid=lambda hour: first <= hour <= last_partition_hour(now)
+            ),
         )
     context.add_output_metadata(
         {"floor": str(expired.floor), "hours": expired.hours, "rows": MetadataValue.json(expired.rows)}

@@ -7,19 +7,50 @@ stay: they say that what is gone was once there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from analytics_pipeline.assets.catalog import ASSETS
 from analytics_pipeline.errors import BelowRetentionError
 from analytics_pipeline.records import DERIVED, HOUR, RAW_EVENTS, AssetName, hour_of
+from analytics_pipeline.storage import chunks, window_sizes
 from analytics_pipeline.storage.engine import Connection
 from analytics_pipeline.storage.input_versions import raise_version
 
-#: Tables by event time; every row belongs to the hour that holds its time.
-_BY_TIME = {"raw_events": "event_time", "events": "event_time", "normalized_measurements": "event_time"}
-#: Tables by window, and below what their rows go; a window that reaches beyond it stays whole.
-_BY_WINDOW = {"window_aggregates": "history", "anomalies": "floor", "kpis": "floor", "event_rollups": "floor"}
+
+@dataclass(frozen=True, slots=True)
+class _Expiring:
+    """A table that goes by its time. A window that reaches beyond the edge stays whole."""
+
+    table: str
+    time_column: str
+    is_windowed: bool = False
+    #: Later hours look back at its rows: they stay for so long below the floor.
+    is_history: bool = False
+
+    @property
+    def condition(self) -> str:
+        """For rows below the parameter ``edge``."""
+        reach = f" AND {self.time_column} + make_interval(secs => window_s) <= %(edge)s" if self.is_windowed else ""
+        return f"{self.time_column} < %(edge)s{reach}"
+
+
+_EXPIRING = (
+    *(
+        _Expiring(
+            table.name,
+            table.time_column,
+            is_windowed="window_s" in table.by_name,
+            is_history=any(edge.reach == "look-back" for edge in spec.edges),
+        )
+        for spec in ASSETS
+        for table in spec.tables
+    ),
+    # Of no asset yet.
+    _Expiring("events", "event_time"),
+    _Expiring("event_rollups", "bucket_start", is_windowed=True),
+)
 #: By arrival: a letter with an old time came just now, and somebody wants to see it.
 _BY_ARRIVAL = ("dead_letters",)
 #: Tables by hour.
@@ -81,10 +112,15 @@ def expire(
     retention_days: int,
     *,
     look_back: timedelta = timedelta(),
+    announce: Callable[[Sequence[tuple[str, datetime]]], None] = lambda _: None,
 ) -> Expired:
     """Delete hours below the floor, each in a transaction of its own, the oldest first. Commits.
 
+    On TimescaleDB chunks that lie below it go as a whole; of one that is compressed and lies below it in part nothing
+    is deleted until all of it does, because that would decompress it. The floor hides it.
+
     Args:
+        announce: told before anything is deleted which (asset, hour) go, so that nobody is left unreported.
         look_back: windows stay for so long below the floor: the first hours that are kept are computed from them, and
             a rebuild must find the history that live had.
     """
@@ -93,12 +129,31 @@ def expire(
         return Expired()
     _raise_floor(conn, domains, floor)
     expired = Expired(floor)
-    for hour in _hours_below(conn, floor):
-        _delete_below(conn, hour + HOUR, expired.rows, look_back)
+    hours = _hours_below(conn, floor)
+    announce(hours)
+    edges = {one.table: floor - look_back if one.is_history else floor for one in _EXPIRING}
+    stops = _drop_chunks(conn, edges, expired.rows) if chunks.has_chunks(conn) else {}
+    for hour in sorted({hour for _, hour in hours}):
+        _delete_below(conn, hour + HOUR, expired.rows, look_back, stops)
         expired.hours += 1
     # What no record of an hour names, as after a restore; nothing, nearly always.
-    _delete_below(conn, floor, expired.rows, look_back)
+    _delete_below(conn, floor, expired.rows, look_back, stops)
     return expired
+
+
+def _drop_chunks(conn: Connection, edges: Mapping[str, datetime], rows: dict[str, int]) -> dict[str, datetime]:
+    """Drop whole chunks; returns up to where a table's rows may be deleted, where that is not up to its edge."""
+    longest = timedelta(seconds=max(window_sizes.stored(conn) or (0,)))
+    stops = {}
+    for one in _EXPIRING:
+        edge = edges[one.table]
+        reach = longest if one.is_windowed else timedelta()
+        rows[one.table] = chunks.drop_before(conn, one.table, one.time_column, edge - reach)
+        begin = chunks.compressed_chunk_begin(conn, one.table, edge)
+        if begin is not None:
+            stops[one.table] = begin
+        conn.commit()  # a dropped chunk is locked against everybody until then
+    return stops
 
 
 def _raise_floor(conn: Connection, domains: Iterable[str], floor: datetime) -> None:
@@ -119,28 +174,26 @@ def _raise_floor(conn: Connection, domains: Iterable[str], floor: datetime) -> N
     conn.commit()
 
 
-def _hours_below(conn: Connection, floor: datetime) -> list[datetime]:
+def _hours_below(conn: Connection, floor: datetime) -> list[tuple[str, datetime]]:
     with conn.cursor() as cursor:
         cursor.execute(
-            "SELECT DISTINCT hour FROM partition_state WHERE hour < %(floor)s ORDER BY 1",
+            "SELECT DISTINCT asset, hour FROM partition_state WHERE hour < %(floor)s ORDER BY 2, 1",
             {"floor": floor},
         )
-        return [row[0] for row in cursor.fetchall()]
+        return list(cursor.fetchall())
 
 
-def _delete_below(conn: Connection, floor: datetime, rows: dict[str, int], look_back: timedelta) -> None:
-    statements = {
-        **{table: f"DELETE FROM {table} WHERE {column} < %(floor)s" for table, column in _BY_TIME.items()},
-        **{
-            table: f"DELETE FROM {table} WHERE bucket_start < %({edge})s "
-            f"AND bucket_start + make_interval(secs => window_s) <= %({edge})s"
-            for table, edge in _BY_WINDOW.items()
-        },
-        **{table: f"DELETE FROM {table} WHERE arrived_at < %(floor)s" for table in _BY_ARRIVAL},
-        **{table: f"DELETE FROM {table} WHERE hour < %(floor)s" for table in _BY_HOUR},
-    }
+def _delete_below(
+    conn: Connection, floor: datetime, rows: dict[str, int], look_back: timedelta, stops: Mapping[str, datetime]
+) -> None:
     with conn.cursor() as cursor:
-        for table, statement in statements.items():
-            cursor.execute(statement, {"floor": floor, "history": floor - look_back})
+        for one in _EXPIRING:
+            edge = floor - look_back if one.is_history else floor
+            cursor.execute(
+                f"DELETE FROM {one.table} WHERE {one.condition}", {"edge": min(edge, stops.get(one.table, edge))}
+            )
+            rows[one.table] = rows.get(one.table, 0) + cursor.rowcount
+        for table, column in (*((name, "arrived_at") for name in _BY_ARRIVAL), *((name, "hour") for name in _BY_HOUR)):
+            cursor.execute(f"DELETE FROM {table} WHERE {column} < %s", (floor,))
             rows[table] = rows.get(table, 0) + cursor.rowcount
     conn.commit()
