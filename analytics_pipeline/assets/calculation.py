@@ -95,9 +95,8 @@ class Context:
     lag_until: datetime | None
     #: Lets those who change windows of some domains commit one after another from here on.
     serialize_commits: Callable[[Sequence[int]], None]
-    #: Of some domain partitions of window_aggregates, those that hold rows by what is committed now.
-    holding_windows: Callable[[Sequence[Key]], set[Key]]
-
+    #: Of some domain partitions of the asset, those that hold rows by what is committed now.
+    holding_rows: Callable[[Sequence[Key]], set[Key]]
     #: Of some domain partitions of the asset, those that were committed by others since the snapshot was opened.
     changed_since_snapshot: Callable[[Sequence[Key]], set[Key]]
 

@@ -87,7 +87,7 @@ class SliceProtocol:
                 limit_rows=self._limits,
                 lag_until=_lag_until(self._settings.windows_lag_s) if run.live else None,
                 serialize_commits=lambda domain_ids: lock_domain_commits(conn, domain_ids),
-                holding_windows=self._holding_windows,
+                holding_rows=lambda wanted: self._holding_rows(run.asset, wanted),
                 changed_since_snapshot=lambda wanted: self._changed_since_snapshot(conn, run.asset, wanted),
             )
             computed = run.calculation.compute(context, works)
@@ -128,15 +128,15 @@ class SliceProtocol:
             suite_for(run.asset, tuple((domain, numbers[name]) for name, domain in present), self._settings), frame
         )
 
-    def _holding_windows(self, wanted: Sequence[Key]) -> set[Key]:
-        """Of some domain partitions, those that hold windows by what is committed now.
+    def _holding_rows(self, asset: DerivedName, wanted: Sequence[Key]) -> set[Key]:
+        """Of some domain partitions of an asset, those that hold rows by what is committed now.
 
         A later hour may be computed at the same time, by a run that sees nothing of this one, and be evaluated before
         this one commits. So runs that change windows of a domain commit one after the other, and the hours are
         looked up by another connection, which sees what this snapshot does not.
         """
         with connection(self._engine) as committed:
-            return partition_state.hours_with_rows(committed, "window_aggregates", wanted)
+            return partition_state.hours_with_rows(committed, asset, wanted)
 
     def _changed_since_snapshot(self, conn: Connection, asset: DerivedName, wanted: Sequence[Key]) -> set[Key]:
         """Of some domain partitions, those that were committed since this transaction's snapshot."""

@@ -26,7 +26,7 @@ FETCHED_AT_ONCE = 10_000
 class Known(Enum):
     """Where a message is kept now."""
 
-    RAW = "raw_events"
+    RAW = RAW_EVENTS
     DEAD = "dead_letters"
     NOWHERE = ""
 

@@ -128,7 +128,7 @@ def another_worker(env: Environment) -> Deriver:
 
 @pytest.mark.parametrize("filled", [False, True])
 @pytest.mark.parametrize("slow_hour", [0, 1])
-@pytest.mark.parametrize("method", ["_holding_windows", "_commit"])
+@pytest.mark.parametrize("method", ["_holding_rows", "_commit"])
 def test_neighbouring_hours_computed_at_once_carry_what_was_committed_last(
     env: Environment, threads: ThreadPoolExecutor, method: str, slow_hour: int, filled: bool
 ) -> None:
@@ -184,7 +184,7 @@ def test_hours_apart_computed_at_once_carry_what_was_committed_last(
     for hour in (0, 2):
         derive("normalized_measurements", START + HOUR * hour, "incremental", "test")
     gate, slow = Gate(), another_worker(env)
-    before(slow.protocol, "_holding_windows", gate.hold)
+    before(slow.protocol, "_holding_rows", gate.hold)
     slowly = threads.submit(slow.derive, "window_aggregates", START + HOUR * slow_hour, "incremental", "slow")
     gate.wait_until_reached()
     quickly = threads.submit(derive, "window_aggregates", START + HOUR * (2 - slow_hour), "incremental", "quick")

@@ -185,7 +185,7 @@ def test_two_workers_on_one_hour_work_one_after_the_other(
     assert_invariants(env)
 
 
-@pytest.mark.parametrize("method", ["_holding_windows", "_commit"])
+@pytest.mark.parametrize("method", ["_holding_rows", "_commit"])
 def test_an_hour_computed_while_an_earlier_one_is_not_yet_committed_is_computed_again(
     env: Environment, threads: ThreadPoolExecutor, method: str
 ) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,12 @@ EXCEPTIONS = {
     "cli/_smoke_watch.py": "the smoke test waits for rows",
     "cli/doctor.py": "whether tables are hypertables",
     "cli/up.py": "progress in rows",
+}
+#: Assets named outside of their folders and the catalogue, and why.
+NAMED_ELSEWHERE = {
+    "records.py": "the types that mypy holds every other name to",
+    "quality/suites.py": "what Great Expectations is asked of each asset, by name",
+    "cli/_smoke_checks.py": "the smoke test counts tables as a stranger would",
 }
 _SQL = re.compile(r"\b(?:FROM|INTO|JOIN|UPDATE|COPY|TABLE)\s+(\w+)")
 
@@ -75,3 +83,27 @@ def test_sql_about_a_derived_table_stands_in_its_assets_folder() -> None:
         if not where.startswith("assets/") and DERIVED_TABLES & set(_SQL.findall(path.read_text("utf-8"))):
             found.add(where)
     assert found <= EXCEPTIONS.keys()
+
+
+def test_an_asset_is_named_in_its_own_folder_and_where_an_asset_declares_it() -> None:
+    """Beside itself, an asset names what its spec says that it reads, or makes stale."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        where = path.relative_to(PACKAGE).as_posix()
+        if where not in NAMED_ELSEWHERE:
+            found += [f"{where}: {name}" for name in sorted(_names_in(path) - _may_name(where))]
+    assert found == []
+
+
+def _may_name(where: str) -> set[str]:
+    folder = PACKAGE / Path(where).parent
+    if not (folder / "spec.py").exists() or folder.name == "assets":
+        return set()
+    spec = import_module(f"analytics_pipeline.assets.{folder.name}.spec").SPEC
+    return {spec.name, *spec.reads, *(edge.asset for edge in spec.edges)}
+
+
+def _names_in(path: Path) -> set[str]:
+    """The assets that string literals of a module are; texts that hold more than a name do not count."""
+    values = {node.value for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Constant)}
+    return values & {spec.name for spec in ASSETS}

@@ -177,7 +177,7 @@ def stale_in_other_hours(
     changed = _changed_last(before, after)
     part = parts.of(changed["domain_id"].to_numpy(), changed["bucket_start_us"].to_numpy())
     reach = [(at, work, step) for at, work in enumerate(works) for step in range(1, hours_reached(work) + 1)]
-    holding = context.holding_windows(sorted({_later(work, step) for _, work, step in reach} - inside))
+    holding = context.holding_rows(sorted({_later(work, step) for _, work, step in reach} - inside))
     found = []
     for at, work, step in reach:
         if _later(work, step) in holding:

@@ -290,7 +290,7 @@ def _later_hours(context: Context, reaches: Sequence[tuple[Key, timedelta, Scope
     wanted = {
         (key[0], key[1] + HOUR * step) for key, reach, _ in reaches for step in range(1, -(-reach // HOUR) + 1)
     }
-    holding = context.holding_windows(sorted(wanted))
+    holding = context.holding_rows(sorted(wanted))
     found: dict[tuple[Key, Scope], Invalidation] = {}
     for key, reach, scope in reaches:
         for step in range(1, -(-reach // HOUR) + 1):
