@@ -27,7 +27,7 @@ from analytics_pipeline.orchestration.checks import forget_check_results
 from analytics_pipeline.orchestration.outcome_reports import report_unreported
 from analytics_pipeline.orchestration.partitions import key_of, last_partition_hour
 from analytics_pipeline.orchestration.planning import Plan, Request, Situation, make_plan
-from analytics_pipeline.orchestration.reporting import Cursor, Selection, events, select
+from analytics_pipeline.orchestration.reporting import Cursor, Live, Selection, events, is_behind, select
 from analytics_pipeline.orchestration.resources import DRAIN_LOCK, Pipeline
 from analytics_pipeline.orchestration.runs import (
     UnfinishedRun,
@@ -48,7 +48,7 @@ from analytics_pipeline.orchestration.tags import (
 )
 from analytics_pipeline.records import DERIVED, HOUR, RAW_EVENTS, DrainOutcome, hour_of
 from analytics_pipeline.settings import Settings
-from analytics_pipeline.storage.batches import batches_after
+from analytics_pipeline.storage.batches import batches_after, live_batches_after, newest_batch_id
 from analytics_pipeline.storage.engine import Connection
 from analytics_pipeline.storage.live_signal import live_data_came, notify
 from analytics_pipeline.storage.pending_work import actionable_hours, live_items
@@ -224,13 +224,17 @@ def _report_commits(
 
 
 def _select(settings: Settings, conn: Connection, cursor: str | None, now: datetime) -> Selection:
-    at = Cursor.parse(cursor)
+    first, last = settings.partitions_start, last_partition_hour(now)
+    # Beyond the newest batch: the database is another one than the cursor was made for, or was emptied.
+    at = Cursor.parse(cursor).possible(newest_batch_id(conn), last)
     batches = batches_after(conn, at.batch_id, MAX_BATCHES_PER_TICK)
-    if not batches and at.batch_id and not batches_after(conn, at.batch_id - 1, 1):
-        # The database is another one than the cursor was made for, or was emptied: begin anew.
-        at = Cursor()
-        batches = batches_after(conn, 0, MAX_BATCHES_PER_TICK)
-    return select(at, batches, settings.partitions_start, last_partition_hour(now))
+    if not is_behind(at, batches, MAX_BATCHES_PER_TICK):
+        return select(at, batches, first, last)
+    known = at.live or Live(at.batch_id, hour_of(now) - HOUR)
+    live_batches = live_batches_after(conn, known.batch_id, known.hour)
+    newest = max(one[-1].batch_id if one else 0 for one in (batches, live_batches))
+    live = Live(max(newest, known.batch_id), known.hour)
+    return select(at, batches, first, last, live=live, live_batches=live_batches)
 
 
 def _plan(

@@ -96,6 +96,30 @@ def batches_after(connection: Connection, batch_id: int, limit: int = 1000) -> l
     return [BatchReport(bid, at, took, tuple(hours.get(bid, ()))) for bid, at, took in batches]
 
 
+def live_batches_after(connection: Connection, batch_id: int, live_from: datetime) -> list[BatchReport]:
+    """Batches committed after one that brought something for a live hour, oldest first, with these hours only."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT DISTINCT batch_id, arrived_at, duration_s "
+            "FROM ingest_batch_hour h JOIN ingest_batch USING (batch_id) "
+            "WHERE h.hour >= %s AND batch_id > %s ORDER BY batch_id",
+            (live_from, batch_id),
+        )
+        batches = cursor.fetchall()
+        hours = _hours_of(cursor, [row[0] for row in batches])
+    return [
+        BatchReport(bid, at, took, tuple(one for one in hours.get(bid, ()) if one.hour >= live_from))
+        for bid, at, took in batches
+    ]
+
+
+def newest_batch_id(connection: Connection) -> int:
+    """Of the batches that are committed; 0 where there is none."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT coalesce(max(batch_id), 0) FROM ingest_batch")
+        return int(cursor.fetchone()[0])
+
+
 def _hours_of(cursor: Any, batch_ids: Sequence[int]) -> dict[int, list[BatchHour]]:
     cursor.execute(
         "SELECT batch_id, hour, domain, raw_rows, dead_letters, late_rows, reasons, samples "

@@ -258,6 +258,24 @@ def test_a_year_of_history_is_asked_for_in_ranges_oldest_first_and_reported_bit_
     assert reported == 400
 
 
+@pytest.mark.parametrize("cursor", [None, "0 words", "1|1|2999-01-01-00:00", "4711"])
+def test_an_emptied_or_impossible_cursor_delays_no_report_of_a_live_hour(
+    pipeline: Pipeline, instance: DagsterInstance, producer: Producer, topic: str, cursor: str | None
+) -> None:
+    send(producer, topic, [reading(CURRENT - HOUR * back) for back in range(3, 203)])
+    pipeline.drain(NOW)
+    send(producer, topic, [reading(CURRENT)])
+    result = tick(pipeline, instance, cursor, NOW)
+    shown = [event.partition for event in result.asset_events]
+    assert key_of(CURRENT) in shown
+    while result.asset_events:
+        result = tick(pipeline, instance, result.cursor, NOW)
+        shown += [event.partition for event in result.asset_events]
+    hours = {key_of(CURRENT - HOUR * back) for back in (0, *range(3, 203))}
+    if cursor != "1|1|2999-01-01-00:00":  # it says that the first batch is reported
+        assert sorted(shown) == sorted(2 * [*hours])
+
+
 # ---------------------------------------------------------------------- retention
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from analytics_pipeline.orchestration.partitions import (
     last_partition_hour,
     range_of_run,
 )
-from analytics_pipeline.orchestration.reporting import MAX_HOURS_PER_TICK, Cursor, events, select
+from analytics_pipeline.orchestration.reporting import MAX_HOURS_PER_TICK, Cursor, Live, events, is_behind, select
 from analytics_pipeline.orchestration.runs import UnfinishedRun, busy_hours, why_not_to_run
 from analytics_pipeline.orchestration.tags import CODE_TAG, MODE_TAG, PARENT_RUN_TAG, REQUEST_TAG
 from analytics_pipeline.records import HOUR, BatchHour, BatchReport
@@ -168,6 +170,54 @@ def test_more_hours_than_a_tick_takes_are_reported_by_the_next_ticks_and_none_tw
         batches = [*batches, batch(batches[-1].batch_id + 1, H)]  # what arrives meanwhile waits for its turn
     assert reported == hours
     assert cursor == Cursor(2)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_while_reports_are_behind_live_hours_go_first_and_nothing_twice(seed: int) -> None:
+    rng = random.Random(seed)
+    history = [H - HOUR * back for back in range(2, 300)]
+    live = Live(0, H - HOUR)
+    stored = [batch(number, *sorted({*rng.sample(history, 9), H})) for number in range(1, 31)]
+    reported: list[tuple[int, datetime]] = []
+    cursor = Cursor()
+    for tick in range(40):
+        if tick < 10:  # more arrives meanwhile
+            stored.append(batch(len(stored) + 1, rng.choice(history), H, H + HOUR))
+        after = [one for one in stored if one.batch_id > cursor.batch_id][:7]
+        if is_behind(cursor, after, 7):
+            known = cursor.live or replace(live, batch_id=cursor.batch_id)
+            ahead = [batch(one.batch_id, *(h.hour for h in one.hours if h.hour >= live.hour))
+                     for one in stored if one.batch_id > known.batch_id]  # fmt: skip
+            selection = select(
+                cursor, after, history[-1], H + HOUR, live=Live(len(stored), live.hour), live_batches=ahead
+            )
+        else:
+            selection = select(cursor, after, history[-1], H + HOUR)
+        reported += [(number, hour) for hour, its in selection.batch_hours.items() for number, _ in its]
+        cursor = Cursor.parse(f"{selection.cursor} words for people")
+        assert cursor == selection.cursor
+        waiting = {(one.batch_id, h.hour) for one in stored for h in one.hours} - set(reported)
+        assert not {hour for _, hour in waiting if hour >= live.hour}
+    expected = {(one.batch_id, h.hour) for one in stored for h in one.hours}
+    assert sorted(reported) == sorted(expected)
+    assert cursor == Cursor(len(stored))
+
+
+@pytest.mark.parametrize(
+    ("text", "possible"),
+    [
+        ("7", "7"),
+        ("9", "0"),
+        ("3|5|2026-11-21-09:00", "3|5|2026-11-21-09:00"),
+        ("3|5|2999-01-01-00:00", "3"),
+        ("3|live|7|2026-11-21-09:00", "3|live|7|2026-11-21-09:00"),
+        ("3|live|9|2026-11-21-09:00", "3"),
+        ("3|live|7|2999-01-01-00:00", "3"),
+        ("3|live|x", "0"),
+    ],
+)
+def test_a_cursor_that_cannot_be_skips_no_report(text: str, possible: str) -> None:
+    assert str(Cursor.parse(text).possible(7, H)) == possible
 
 
 @pytest.mark.parametrize("text", [None, "", "blue", "1|2", "1|x|2026-11-21-10:00"])
