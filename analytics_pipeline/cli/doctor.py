@@ -184,8 +184,17 @@ def _celery(what: str, variable: str, url: str) -> Finding:
     from kombu.exceptions import KombuError, OperationalError
 
     connect: Any = Connection  # without types
-    broker = connect(url, connect_timeout=CONNECT_TIMEOUT_S)
-    where = broker.as_uri()  # masks the password
+    scheme, separator, _ = url.partition("://")
+    try:
+        broker = connect(url, connect_timeout=CONNECT_TIMEOUT_S)
+        where = broker.as_uri()  # masks the password
+        readable = bool(separator and broker.transport)
+    except (KeyError, ValueError, ImportError):
+        readable = False
+    if not readable:
+        # Not the text of the error: it may hold a part of the password.
+        found = f"scheme {scheme!r}: unknown, or the rest cannot be read" if separator else "an address without scheme"
+        return Finding(what, "fail", found, f"write {variable} as redis://:PASSWORD@HOST:PORT/NUMBER, URL-encoded")
     errors: tuple[type[BaseException], ...] = (OperationalError, KombuError, OSError, ValueError, KeyError)
     try:
         errors = (*errors, *broker.connection_errors)

@@ -359,6 +359,19 @@ def test_doctor_says_what_is_out_of_reach_and_what_mends_it(bare_settings: Setti
     assert "secret" not in json.dumps(found)
 
 
+@pytest.mark.parametrize(
+    "url", ["http://:secret@127.0.0.1:1", "redis://:sec#ret@127.0.0.1:1/0", "redis://127.0.0.1:secret/0", "secret:6379"]
+)
+def test_doctor_says_how_to_write_an_address_of_celery_that_cannot_be_read(
+    bare_settings: Settings, use: Any, url: str
+) -> None:
+    use(bare_settings.model_copy(update={"celery_broker_url": url, "celery_result_backend": url}))
+    found = findings(1)
+    assert "CELERY_BROKER_URL as redis://" in found["Celery broker"]["remedy"]
+    assert "CELERY_RESULT_BACKEND as redis://" in found["Celery result backend"]["remedy"]
+    assert "sec" not in found["Celery broker"]["found"]
+
+
 def test_doctor_without_a_database_goes_on_with_the_rest(bare_settings: Settings, use: Any) -> None:
     use(bare_settings.model_copy(update={"db_host": "127.0.0.1", "db_port": 1}))
     found = findings(1)
