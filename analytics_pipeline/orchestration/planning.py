@@ -155,7 +155,7 @@ def _evaluate(hour: PendingHour, situation: Situation, plan: Plan) -> _Ready | N
         return None
     request = situation.hour_requests.get(hour.hour)
     run = situation.runs.get(request.request_id) if request else None
-    appearing = request is not None and run is None and situation.now < request.requested_at + LOST_AFTER
+    appearing = request is not None and run is None and abs(situation.now - request.requested_at) < LOST_AFTER
     lingering = situation.linger and hour.hour >= hour_of(situation.now) - HOUR and not appearing
     # A live run that lingers makes room for its successor.
     under_way = not lingering and (hour.hour in situation.busy or bool(run and run.state is RunState.UNDER_WAY))
@@ -181,18 +181,24 @@ def _ready(
         return _Ready(hour, request.attempt + 1, LOST)  # it waited long enough already
     if run.state is RunState.SUCCEEDED and hour.newest_pending_at >= request.requested_at:
         return _Ready(hour, 1, None)  # something new arrived meanwhile
-    if run.state is RunState.CANCELED and situation.now >= (run.ended_at or request.requested_at) + FIRST_PAUSE:
+    if run.state is RunState.CANCELED and _is_over(situation.now, run.ended_at or request.requested_at, FIRST_PAUSE):
         return _Ready(hour, request.attempt, request.last_error)
     failure = run if run.state is not RunState.SUCCEEDED else replace(run, error=LEFT_PENDING_WORK)
     return _after_failure(hour, request, failure, situation.now, plan)
 
 
+def _is_over(now: datetime, since: datetime, pause: timedelta) -> bool:
+    """Whether a pause has passed. One that began ahead of now says nothing: the clock was set back."""
+    return now >= since + pause or now < since - LOST_AFTER
+
+
 def _after_failure(
     hour: PendingHour, request: HourRequest, run: RequestedRun, now: datetime, plan: Plan
 ) -> _Ready | None:
-    next_try_at = (run.ended_at or request.requested_at) + pause_after(request.attempt)
+    since, pause = run.ended_at or request.requested_at, pause_after(request.attempt)
+    next_try_at = since + pause
     failed = replace(request, next_try_at=next_try_at, last_error=run.error or "the run failed")
-    if now >= next_try_at:
+    if _is_over(now, since, pause):
         return _Ready(hour, request.attempt + 1, failed.last_error)
     if failed != request:
         plan.hour_requests.append(failed)

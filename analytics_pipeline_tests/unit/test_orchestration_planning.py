@@ -233,3 +233,30 @@ def test_requests_of_done_hours_are_forgotten_but_not_while_their_run_continues(
         runs={"c1": RequestedRun(RunState.SUCCEEDED), "c2": RequestedRun(RunState.UNDER_WAY)},
     )
     assert made.settled == [done.hour]
+
+
+# ---------------------------------------------------------------------- a clock that was set back
+
+
+def test_a_request_from_before_the_clock_was_set_back_is_not_awaited_for_hours() -> None:
+    ahead = NOW + 2 * HOUR
+    made = plan(waits(CURRENT), requested=[request(CURRENT, at=ahead)])
+    assert asked(made) == [("live", CURRENT, 1)]
+    assert made.requests[0].attempt == 2
+
+
+@pytest.mark.parametrize("state", [RunState.FAILED, RunState.CANCELED, RunState.SUCCEEDED])
+def test_a_pause_that_began_before_the_clock_was_set_back_is_over(state: RunState) -> None:
+    ahead = NOW + 2 * HOUR
+    old = CURRENT - 5 * HOUR
+    made = plan(
+        waits(old), requested=[request(old, at=ahead)], runs={"c1": RequestedRun(state, ahead, "boom")}
+    )
+    assert asked(made) == [("backfill", old, 1)]
+
+
+def test_a_clock_a_second_ahead_of_anothers_changes_no_pause() -> None:
+    second = NOW + timedelta(seconds=1)
+    runs = {"c1": RequestedRun(RunState.FAILED, second, "boom")}
+    assert asked(plan(waits(CURRENT), requested=[request(CURRENT, at=second)], runs=runs)) == []
+    assert asked(plan(waits(CURRENT), requested=[request(CURRENT, at=second)])) == []
