@@ -199,17 +199,11 @@ class Deriver:
     def _actionable(self, conn: Connection, run: Run, hours: Sequence[datetime]) -> list[Key]:
         """Domain partitions with work that is not held and does not rest after a failure."""
         failures = partition_state.read_failures(conn, run.asset, hours)
-        now = datetime.now(UTC)
+        resting = {key for key, one in failures.items() if one.rests and one.code_version == self._code_version}
         return [
             key
             for key, pending in pending_work.read(conn, run.asset, hours).items()
-            if pending.fresh
-            and key[0] in run.domains
-            and not (
-                key in failures
-                and failures[key].next_try_at > now
-                and failures[key].code_version == self._code_version
-            )
+            if pending.fresh and key[0] in run.domains and key not in resting
         ]
 
     def _estimates(self, conn: Connection, run: Run, hours: Sequence[datetime]) -> dict[Key, int]:

@@ -19,6 +19,8 @@ Key = tuple[int, datetime]
 FIRST_REST = timedelta(seconds=5)
 #: … but never longer than this.
 LONGEST_REST = timedelta(minutes=10)
+#: Of a row of partition_failure. A rest that ends later than any lasts says nothing: the clock was set back.
+RESTS = f"f.next_try_at > now() AND f.next_try_at <= now() + interval '{2 * LONGEST_REST.total_seconds():.0f} s'"
 ERROR_CHARACTERS = 2000
 
 
@@ -40,6 +42,7 @@ class Failure:
     next_try_at: datetime
     code_version: str
     error: str
+    rests: bool
 
 
 def read_states(connection: Connection, asset: str, hours: Sequence[datetime]) -> dict[Key, PartitionState]:
@@ -157,12 +160,14 @@ def read_failures(connection: Connection, asset: str, hours: Sequence[datetime])
     """The failures of an asset in some hours, by (domain number, hour)."""
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT domain_id, hour, attempts, next_try_at, code_version, error FROM partition_failure "
+            f"SELECT domain_id, hour, attempts, next_try_at, code_version, error, {RESTS} FROM partition_failure f "
             "WHERE asset = %s AND hour = ANY(%s::timestamptz[])",
             (asset, list(hours)),
         )
         return {
-            (row[0], row[1]): Failure(attempts=row[2], next_try_at=row[3], code_version=row[4], error=row[5])
+            (row[0], row[1]): Failure(
+                attempts=row[2], next_try_at=row[3], code_version=row[4], error=row[5], rests=row[6]
+            )
             for row in cursor.fetchall()
         }
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from analytics_pipeline.records import DERIVED, HOUR_S, DerivedName, PendingHour
 from analytics_pipeline.storage.engine import Connection
+from analytics_pipeline.storage.partition_state import RESTS
 
 #: Above so many series, a scope names time only: the list would cost more than it spares.
 MAX_SERIES = 1000
@@ -223,7 +224,7 @@ ACTIONABLE = (
     f"WHERE {DUE} GROUP BY 1, 2, 3 HAVING NOT bool_and(held)) w "
     "JOIN domain_number d USING (domain_id) "
     "LEFT JOIN partition_failure f USING (hour, asset, domain_id) "
-    "WHERE (f.next_try_at IS NULL OR f.next_try_at <= now() OR f.code_version <> %(code_version)s) "
+    f"WHERE (f.next_try_at IS NULL OR NOT ({RESTS}) OR f.code_version <> %(code_version)s) "
     "AND (%(domains)s::text[] IS NULL OR d.domain = ANY(%(domains)s)) "
     "AND w.hour >= coalesce(%(since)s, '-infinity'::timestamptz) "
     "AND NOT EXISTS (SELECT FROM retention_floor r WHERE r.domain = d.domain AND r.asset = w.asset "

@@ -175,6 +175,16 @@ def test_what_rests_is_not_asked_for_and_is_no_backpressure(env: Environment) ->
     assert [row[2] for row in failures(env)] == [1, 1], "it was not tried"
 
 
+def test_a_rest_from_before_the_clock_was_set_back_is_over(env: Environment) -> None:
+    resting(env)
+    with connection(env.pipeline.engine) as conn, conn.cursor() as cursor:
+        cursor.execute("UPDATE partition_failure SET next_try_at = next_try_at + interval '2 hours'")
+        conn.commit()
+        assert [one.hour for one in actionable_hours(conn)] == HOURS
+    run(env, "window_aggregates")
+    assert [row[2] for row in failures(env)] == [2, 2], "it was tried"
+
+
 def test_fresh_pending_work_does_not_end_the_rest(env: Environment) -> None:
     resting(env)
     send(env, 30.0)
