@@ -6,7 +6,7 @@ import multiprocessing
 import random
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
-from analytics_pipeline.domains import registry_for
+from analytics_pipeline.domains import Registry, registry_for
 from analytics_pipeline.embedded import choose_port
 from analytics_pipeline.records import HourOutcome
 from analytics_pipeline.settings import Settings, load_settings
@@ -144,7 +144,27 @@ def open_environment(
     ``unknown_topics`` adds topics that are drained but that no domain claims.
     """
     names = [f"test.readings.{uuid.uuid4().hex[:12]}" for _ in range(1 + unknown_topics)]
-    create_topics(brokers, names, partitions)
+    topics = {name: "sensor" if name == names[0] else "nobody" for name in names}
+
+    def registry(settings: Settings) -> Registry:
+        return registry_for(settings).with_topics(topics)
+
+    with open_topics(server, brokers, topics, registry, partitions=partitions, **options) as env:
+        yield env
+
+
+@contextmanager
+def open_topics(
+    server: DatabaseServer,
+    brokers: str,
+    topics: Mapping[str, str],
+    registry: Callable[[Settings], Registry],
+    *,
+    partitions: int,
+    **options: Any,
+) -> Iterator[Environment]:
+    """A fresh database and these topics, ``{topic: domain}``, with the domains that a registry gives them."""
+    create_topics(brokers, list(topics), partitions)
     database = f"test_{uuid.uuid4().hex[:16]}"
     server.execute(f"CREATE DATABASE {database}")
     settings = load_settings(
@@ -155,17 +175,16 @@ def open_environment(
         db_password=server.password,
         db_name=database,
         kafka_brokers=brokers,
-        kafka_topics=names,
+        kafka_topics=list(topics),
         **options,
     )
     try:
-        migrate(settings, {"sensor": names[:1]})
-        topics = {name: "sensor" if name == names[0] else "nobody" for name in names}
-        registry = registry_for(settings).with_topics(topics)
+        domains = registry(settings)
+        migrate(settings, domains.domain_topics)
         env = Environment(
             settings,
             topics,
-            Pipeline(settings, engine_for(settings), registry),
+            Pipeline(settings, engine_for(settings), domains),
             # Held by the environment alone: a producer that lives on asks a new broker for its topic, and so makes it.
             Producer(quiet(brokers) | {"message.max.bytes": MAX_MESSAGE_BYTES}),
         )

@@ -11,14 +11,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from confluent_kafka import Producer
-
 from analytics_pipeline.domains import Domain, Registry
-from analytics_pipeline.settings import load_settings
 from analytics_pipeline.storage.engine import connection, engine_for
-from analytics_pipeline.storage.migrate import migrate
 from analytics_pipeline_tests.conftest import DatabaseServer
-from analytics_pipeline_tests.environments import MAX_MESSAGE_BYTES, Environment, create_topics
+from analytics_pipeline_tests.environments import Environment, create_topics, open_topics
 from analytics_pipeline_tests.pipeline import Pipeline
 
 
@@ -27,38 +23,15 @@ def open_domains(
     server: DatabaseServer, brokers: str, domains: Sequence[Domain], *, partitions: int = 1, **options: Any
 ) -> Iterator[Environment]:
     """A fresh database and, for each domain, a topic of its own: `topic_of` names it."""
-    topics = {f"test.{domain.name}.{uuid.uuid4().hex[:12]}": domain.name for domain in domains}
-    create_topics(brokers, list(topics), partitions)
-    database = f"test_{uuid.uuid4().hex[:16]}"
-    server.execute(f"CREATE DATABASE {database}")
-    settings = load_settings(
-        _env_file=None,
-        db_host=server.host,
-        db_port=server.port,
-        db_user=server.user,
-        db_password=server.password,
-        db_name=database,
-        kafka_brokers=brokers,
-        kafka_topics=list(topics),
-        **options,
-    )
-    registry = registry_of(domains, topics)
-    try:
-        migrate(settings, registry.domain_topics)
-        env = Environment(
-            settings,
-            topics,
-            Pipeline(settings, engine_for(settings), registry),
-            # Held by the environment alone, as in `open_environment`.
-            Producer({"bootstrap.servers": brokers, "message.max.bytes": MAX_MESSAGE_BYTES, "log_level": 2}),
-        )
-        try:
-            yield env
-        finally:
-            env.pipeline.close()
-    finally:
-        engine_for(settings).dispose()
-        server.drop(database)
+    topics = _topics_of(domains)
+    with open_topics(
+        server, brokers, topics, lambda _: registry_of(domains, topics), partitions=partitions, **options
+    ) as env:
+        yield env
+
+
+def _topics_of(domains: Sequence[Domain]) -> dict[str, str]:
+    return {f"test.{domain.name}.{uuid.uuid4().hex[:12]}": domain.name for domain in domains}
 
 
 #: Not emptied between tests of one database: what the migration wrote.
@@ -68,7 +41,7 @@ KEPT = {"schema_migration", "pipeline_setting", "input_version", "spec_limit_edi
 def begin_anew(env: Environment, domains: Sequence[Domain] | None = None, *, partitions: int = 1) -> None:
     """Another test on the same database: empty tables, new topics, a process that knows of nothing."""
     domains = [*(env.pipeline.registry.domains if domains is None else domains)]
-    topics = {f"test.{domain.name}.{uuid.uuid4().hex[:12]}": domain.name for domain in domains}
+    topics = _topics_of(domains)
     create_topics(env.settings.kafka_brokers, list(topics), partitions)
     env.pipeline.close()
     values = env.settings.model_copy(update={"kafka_topics": list(topics)})

@@ -21,9 +21,13 @@ from analytics_pipeline.orchestration.partitions import key_of
 from analytics_pipeline.records import HOUR, hour_of
 from analytics_pipeline.settings import Settings, load_settings
 from analytics_pipeline.storage.migrate import migrate
-from analytics_pipeline_tests.conftest import KafkaServer
+from analytics_pipeline_tests.conftest import DatabaseServer, KafkaServer
 from analytics_pipeline_tests.dagster_ui import Ui, wait_for
+from analytics_pipeline_tests.domains import open_domains
+from analytics_pipeline_tests.domains.copies import PRESS
+from analytics_pipeline_tests.environments import Environment as PipelineEnvironment
 from analytics_pipeline_tests.pipeline import reading, send
+from analytics_pipeline_tests.quick_gate import use_quick_gates
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 TOPIC = "sensors.device.readings"
@@ -141,3 +145,17 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
         yield Environment(stack, settings, Ui(stack.web_url), producer)
     finally:
         supervisor.close()
+
+
+@pytest.fixture
+def quick_gates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Great Expectations is not what this test is about: see `quick_gate`."""
+    use_quick_gates(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def opened(postgres_server: DatabaseServer, kafka_broker: KafkaServer) -> Iterator[PipelineEnvironment]:
+    """A database and a topic of one domain for a module, which begins each test with `begin_anew`; modules that need
+    other domains have one of their own."""
+    with open_domains(postgres_server, kafka_broker.bootstrap_servers, [PRESS]) as it:
+        yield it

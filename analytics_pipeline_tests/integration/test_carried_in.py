@@ -24,16 +24,13 @@ from analytics_pipeline_tests.environments import Environment
 from analytics_pipeline_tests.integration.test_concurrency import PATIENCE_S, Gate, before
 from analytics_pipeline_tests.invariants import assert_live_equals_rebuild, messages_of
 from analytics_pipeline_tests.pipeline import reading
-from analytics_pipeline_tests.quick_gate import use_quick_gates
 from analytics_pipeline_tests.reference import windows
 
 START = hour_of(datetime.now(UTC)) - 12 * HOUR
 GAP_S = 300
 
 
-@pytest.fixture(autouse=True)
-def _quick_gates(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_quick_gates(monkeypatch)
+pytestmark = pytest.mark.usefixtures("quick_gates")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
@@ -13,15 +12,12 @@ from analytics_pipeline.assets.catalog import ASSETS
 from analytics_pipeline.assets.derive import Deriver
 from analytics_pipeline.records import DERIVED, HOUR, hour_of
 from analytics_pipeline.storage.engine import connection
-from analytics_pipeline_tests.conftest import DatabaseServer, KafkaServer
-from analytics_pipeline_tests.domains import begin_anew, open_domains
-from analytics_pipeline_tests.domains.copies import PRESS
+from analytics_pipeline_tests.domains import begin_anew
 from analytics_pipeline_tests.environments import Environment
 from analytics_pipeline_tests.faulty import PHASES, happen, mend
 from analytics_pipeline_tests.integration.test_concurrency import PATIENCE_S, Gate, before
 from analytics_pipeline_tests.invariants import assert_live_equals_rebuild
 from analytics_pipeline_tests.pipeline import reading
-from analytics_pipeline_tests.quick_gate import use_quick_gates
 
 HOURS = [hour_of(datetime.now(UTC)) - (9 - back) * HOUR for back in range(4)]
 READS_MASTER_DATA = [spec.name for spec in ASSETS if spec.reads_master_data]
@@ -29,15 +25,7 @@ READS_MASTER_DATA = [spec.name for spec in ASSETS if spec.reads_master_data]
 EDIT_S = 2.0
 
 
-@pytest.fixture(autouse=True)
-def _quick_gates(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_quick_gates(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def opened(postgres_server: DatabaseServer, kafka_broker: KafkaServer) -> Iterator[Environment]:
-    with open_domains(postgres_server, kafka_broker.bootstrap_servers, [PRESS]) as it:
-        yield it
+pytestmark = pytest.mark.usefixtures("quick_gates")
 
 
 @pytest.fixture

@@ -23,16 +23,13 @@ from analytics_pipeline_tests.environments import Environment
 from analytics_pipeline_tests.faulty import PHASES, FaultError, happen, inject, mend
 from analytics_pipeline_tests.invariants import assert_live_equals_rebuild
 from analytics_pipeline_tests.pipeline import reading
-from analytics_pipeline_tests.quick_gate import use_quick_gates
 
 START = hour_of(datetime.now(UTC)) - 6 * HOUR
 HOURS = [START, START + HOUR]
 DOMAINS = ("oven", "press", "raising")
 
 
-@pytest.fixture(autouse=True)
-def _quick_gates(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_quick_gates(monkeypatch)
+pytestmark = pytest.mark.usefixtures("quick_gates")
 
 
 @pytest.fixture(scope="module")

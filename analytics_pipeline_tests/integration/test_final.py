@@ -17,14 +17,11 @@ from analytics_pipeline_tests.domains.copies import PRESS
 from analytics_pipeline_tests.environments import Environment
 from analytics_pipeline_tests.faulty import inject, mend
 from analytics_pipeline_tests.pipeline import reading
-from analytics_pipeline_tests.quick_gate import use_quick_gates
 
 START = hour_of(datetime.now(UTC)) - 6 * HOUR
 
 
-@pytest.fixture(autouse=True)
-def _quick_gates(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_quick_gates(monkeypatch)
+pytestmark = pytest.mark.usefixtures("quick_gates")
 
 
 @pytest.fixture(scope="module")

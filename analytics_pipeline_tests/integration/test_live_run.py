@@ -23,12 +23,9 @@ from analytics_pipeline.records import HOUR, hour_of
 from analytics_pipeline.storage import live_signal
 from analytics_pipeline.storage.engine import connection
 from analytics_pipeline.storage.locks import domain_partition_locks
-from analytics_pipeline_tests.conftest import DatabaseServer, KafkaServer
-from analytics_pipeline_tests.domains import begin_anew, open_domains
-from analytics_pipeline_tests.domains.copies import PRESS
+from analytics_pipeline_tests.domains import begin_anew
 from analytics_pipeline_tests.environments import Environment
 from analytics_pipeline_tests.pipeline import reading
-from analytics_pipeline_tests.quick_gate import use_quick_gates
 
 #: Longer than any test waits for something to happen, so that a run that lingers does not end by itself.
 LONG_S = 60.0
@@ -40,15 +37,7 @@ CURRENT = hour_of(datetime.now(UTC) - timedelta(minutes=1))
 LIVE_TAGS = {QUEUE_TAG: LIVE_QUEUE, MODE_TAG: "incremental", REQUEST_TAG: "c"}
 
 
-@pytest.fixture(autouse=True)
-def _quick_gates(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_quick_gates(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def opened(postgres_server: DatabaseServer, kafka_broker: KafkaServer) -> Iterator[Environment]:
-    with open_domains(postgres_server, kafka_broker.bootstrap_servers, [PRESS]) as it:
-        yield it
+pytestmark = pytest.mark.usefixtures("quick_gates")
 
 
 @pytest.fixture

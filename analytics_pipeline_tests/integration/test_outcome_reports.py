@@ -22,7 +22,6 @@ from analytics_pipeline_tests.domains.copies import OVEN, PRESS
 from analytics_pipeline_tests.environments import Environment
 from analytics_pipeline_tests.integration.test_concurrency import PATIENCE_S, Gate, before
 from analytics_pipeline_tests.pipeline import Pipeline, reading
-from analytics_pipeline_tests.quick_gate import use_quick_gates
 
 START = hour_of(datetime.now(UTC)) - 6 * HOUR
 #: The daemon looks so often.
@@ -30,9 +29,7 @@ TICK_S = 5.0
 ASSET = "normalized_measurements"
 
 
-@pytest.fixture(autouse=True)
-def _quick_gates(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_quick_gates(monkeypatch)
+pytestmark = pytest.mark.usefixtures("quick_gates")
 
 
 @pytest.fixture(scope="module")

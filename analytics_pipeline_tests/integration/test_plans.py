@@ -71,9 +71,7 @@ def give_to_others(env: Environment) -> None:
 KEYS = dict.fromkeys(FILLED, ("domain_id", "series_id =")) | {"raw_events": ("event_time",)}
 
 
-@pytest.fixture(autouse=True)
-def _quick_gates(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_quick_gates(monkeypatch)
+pytestmark = pytest.mark.usefixtures("quick_gates")
 
 
 def execute(env: Environment, statement: str) -> None:

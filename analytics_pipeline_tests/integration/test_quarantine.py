@@ -19,14 +19,11 @@ from analytics_pipeline_tests.domains.copies import PRESS
 from analytics_pipeline_tests.environments import Environment
 from analytics_pipeline_tests.invariants import assert_live_equals_rebuild
 from analytics_pipeline_tests.pipeline import reading
-from analytics_pipeline_tests.quick_gate import use_quick_gates
 
 START = hour_of(datetime.now(UTC)).replace(hour=0) - 22 * HOUR
 
 
-@pytest.fixture(autouse=True)
-def _quick_gates(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_quick_gates(monkeypatch)
+pytestmark = pytest.mark.usefixtures("quick_gates")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -11,13 +10,11 @@ from analytics_pipeline.records import DERIVED, HOUR, hour_of
 from analytics_pipeline.storage.engine import connection
 from analytics_pipeline.storage.pending_work import Invalidation, actionable_hours, add
 from analytics_pipeline.storage.retention import expire
-from analytics_pipeline_tests.conftest import DatabaseServer, KafkaServer
-from analytics_pipeline_tests.domains import begin_anew, open_domains
+from analytics_pipeline_tests.domains import begin_anew
 from analytics_pipeline_tests.domains.copies import PRESS
 from analytics_pipeline_tests.environments import Environment
 from analytics_pipeline_tests.faulty import happen, mend
 from analytics_pipeline_tests.pipeline import reading
-from analytics_pipeline_tests.quick_gate import use_quick_gates
 
 DAYS = 10
 NOW = datetime.now(UTC)
@@ -25,15 +22,7 @@ NOW = datetime.now(UTC)
 OLDEST = hour_of(NOW) - timedelta(days=DAYS)
 
 
-@pytest.fixture(autouse=True)
-def _quick_gates(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_quick_gates(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def opened(postgres_server: DatabaseServer, kafka_broker: KafkaServer) -> Iterator[Environment]:
-    with open_domains(postgres_server, kafka_broker.bootstrap_servers, [PRESS]) as it:
-        yield it
+pytestmark = pytest.mark.usefixtures("quick_gates")
 
 
 @pytest.fixture

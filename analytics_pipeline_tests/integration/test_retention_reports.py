@@ -21,16 +21,13 @@ from analytics_pipeline_tests.domains import begin_anew, open_domains
 from analytics_pipeline_tests.domains.copies import PRESS
 from analytics_pipeline_tests.environments import Environment
 from analytics_pipeline_tests.pipeline import reading
-from analytics_pipeline_tests.quick_gate import use_quick_gates
 
 NOW = datetime.now(UTC)
 KEPT = hour_of(NOW) - 20 * HOUR
 EXPIRED = [hour_of(NOW) - 80 * HOUR, hour_of(NOW) - 79 * HOUR]
 
 
-@pytest.fixture(autouse=True)
-def _quick_gates(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_quick_gates(monkeypatch)
+pytestmark = pytest.mark.usefixtures("quick_gates")
 
 
 @pytest.fixture(scope="module")
