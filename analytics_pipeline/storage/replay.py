@@ -140,6 +140,8 @@ def _slices(connection: Connection, query: str, values: Sequence[Any], where: Kn
 
 def _slice(rows: Sequence[tuple[Any, ...]], where: Known) -> KnownSlice:
     offsets = [row[3] for row in rows]
+    elements = rows[0][14]
+    has_ordinals = any(row[4] for row in rows) or (elements and where is Known.DEAD)
     messages = MessageSlice(
         log=LogPartition(*rows[0][:3]),
         from_offset=offsets[0],
@@ -150,7 +152,7 @@ def _slice(rows: Sequence[tuple[Any, ...]], where: Known) -> KnownSlice:
         keys=[_bytes(row[7]) for row in rows],
         headers=[headers_of(row[8]) for row in rows],
         unreadable={at: row[13] for at, row in enumerate(rows) if row[12] == HEADERS_UNREADABLE},
-        ordinals=[row[4] for row in rows] if any(row[4] for row in rows) else None,
+        ordinals=[row[4] for row in rows] if has_ordinals else None,
     )
     return KnownSlice(
         messages=messages,
@@ -158,7 +160,7 @@ def _slice(rows: Sequence[tuple[Any, ...]], where: Known) -> KnownSlice:
         batch_id=np.array([row[10] for row in rows], np.int64),
         event_time_us=np.array([to_us(row[11]) for row in rows], np.int64),
         where=where,
-        elements=rows[0][14],
+        elements=elements,
         said=[(row[12], row[13]) for row in rows],
     )
 

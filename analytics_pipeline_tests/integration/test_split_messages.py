@@ -138,6 +138,32 @@ def test_elements_that_vanished_come_back_whichever_hour_is_rebuilt(env: Environ
     assert env.pipeline.snapshot() == before
 
 
+def test_the_only_element_of_a_message_stays_an_element_when_its_dead_letter_is_rebuilt(env: Environment) -> None:
+    env.send([trace("s-1", [(FIRST, "no reading")])])
+    env.drain()
+    assert dead_letters(env) == [(0, 0, "not_json", True)]
+    rebuild(env, hour_of(datetime.now(UTC)))
+    assert dead_letters(env) == [(0, 0, "not_json", True)]
+
+
+def test_the_only_element_of_a_message_that_is_rejected_by_a_rebuild_comes_back(env: Environment) -> None:
+    env.send([trace("s-1", [(FIRST, 1.0)])])
+    env.drain()
+    env.pipeline.settle()
+    before = env.pipeline.snapshot()
+
+    def broken(_: Any) -> datetime:
+        raise OSError("no such zone")
+
+    [sensor] = env.pipeline.registry.domains
+    become(env, event_time=broken)
+    rebuild(env, FIRST)
+    assert dead_letters(env) == [(0, 0, "domain_error", True)]
+    become(env, event_time=sensor.event_time)
+    rebuild(env, hour_of(datetime.now(UTC)))
+    assert env.pipeline.snapshot() == before
+
+
 def test_with_the_retention_floor_between_its_hours_a_rebuild_changes_nothing(env: Environment) -> None:
     fill(env)
     with connection(env.pipeline.engine) as conn:

@@ -248,8 +248,16 @@ def _dead_letter(decoded: _Decoded, row: int) -> DeadLetter:
         kafka_time_us=rows.kafka_times_ms[row] * 1000,
         event_time_us=None,  # not known, or not plausible: it belongs to the hour in which it came
         arrived_at_us=int(decoded.arrived_at_us[row]),
-        is_element=rows.ordinals is not None and row not in decoded.slice.whole,
+        is_element=_is_element(decoded, row),
     )
+
+
+def _is_element(decoded: _Decoded, row: int) -> bool:
+    """Whether a row is an element of a message that was split, also where it is the only one of its message."""
+    domain, has_ordinals = decoded.arrival.domain, decoded.slice.rows.ordinals is not None
+    if decoded.arrival.elements:  # raw events of every domain are decoded one by one
+        return has_ordinals or (domain is not None and domain.split is not None)
+    return has_ordinals and row not in decoded.slice.whole
 
 
 def bounds_at(settings: Settings, now: datetime) -> GateBounds:
