@@ -104,6 +104,33 @@ def test_a_dead_letter_that_can_be_read_now_becomes_a_raw_event(
     assert loose.count("normalized_measurements") == 1
 
 
+def counts(pipeline: Pipeline) -> dict[datetime, tuple[int, int]]:
+    """What people are told of raw events: rows and dead letters by hour."""
+    rows = pipeline.query("SELECT hour, rows, rows_failed FROM partition_state WHERE asset = 'raw_events'")
+    return {hour: (raw, dead) for hour, raw, dead in rows if raw or dead}
+
+
+def broken(_: object) -> datetime:
+    raise OSError("no such zone")
+
+
+def test_every_hour_that_gains_or_loses_rows_or_dead_letters_is_counted_anew(
+    make_pipeline: Callable[[Registry], Pipeline], registry: Registry, producer: Producer, topic: str
+) -> None:
+    """Dead letters are kept by the hour in which Kafka got them: rebuilding one hour empties or fills others."""
+    [domain] = registry.domains
+    pipeline = make_pipeline(registry)
+    faulty = make_pipeline(Registry((replace(domain, event_time=broken),), registry.topics))
+    arrived = int((NOW + 2 * HOUR).timestamp() * 1000)
+    send(producer, topic, [reading(NOW + timedelta(minutes=n)) for n in range(3)], timestamp=arrived)
+    pipeline.tick(NOW + 3 * HOUR)
+    assert counts(pipeline) == {NOW: (3, 0)}
+    rebuild(faulty, NOW)
+    assert counts(pipeline) == {NOW + 2 * HOUR: (0, 3)}
+    rebuild(pipeline, NOW + 2 * HOUR)
+    assert counts(pipeline) == {NOW: (3, 0)}
+
+
 # ---------------------------------------------------------------------- what a rebuild leaves alone
 
 

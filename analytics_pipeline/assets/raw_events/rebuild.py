@@ -312,7 +312,7 @@ def _without_present(known: KnownSlice, classified: ClassifiedSlice) -> Classifi
 
 
 def _apply(conn: Connection, change: _Change, domain_id: int) -> set[datetime]:
-    """Write one slice's changes; returns the hours whose raw events are others now."""
+    """Write one slice's changes; returns the hours whose raw events or dead letters are others now."""
     known, classified = change.known, change.classified
     if not len(change.stale) and not len(classified.accepted) and not classified.dead_letters:
         return set()
@@ -339,7 +339,7 @@ def _apply(conn: Connection, change: _Change, domain_id: int) -> set[datetime]:
             for hour in sorted(hours)
         ],
     )
-    return hours
+    return hours | {hour_of(from_us(one.hour_us)) for one in classified.dead_letters}
 
 
 def _recount(
@@ -358,9 +358,10 @@ def _recount(
         late_rows=0,
         gate=GateResult(asset=RAW_EVENTS, domain=domain, rows=0),
     )
+    known = partition_state.read_states(conn, RAW_EVENTS, sorted(touched))  # also of what holds nothing any more
     for one in sorted(touched):
         raw, dead = raw_events.count_hour(conn, domain, one), dead_letters.count(conn, RAW_EVENTS, one, domain)
-        if raw or dead:
+        if raw or dead or (domain_id, one) in known:
             state = PartitionState(rows=raw, rows_failed=dead)
             partition_state.write_states(conn, RAW_EVENTS, {(domain_id, one): state}, run_id)
         if one == hour:
