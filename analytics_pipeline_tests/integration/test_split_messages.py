@@ -138,7 +138,7 @@ def test_elements_that_vanished_come_back_whichever_hour_is_rebuilt(env: Environ
     assert env.pipeline.snapshot() == before
 
 
-def test_the_only_element_of_a_message_stays_an_element_when_its_dead_letter_is_rebuilt(env: Environment) -> None:
+def test_the_only_element_of_a_message_stays_an_element_when_it_is_rebuilt(env: Environment) -> None:
     env.send([trace("s-1", [(FIRST, "no reading")])])
     env.drain()
     assert dead_letters(env) == [(0, 0, "not_json", True)]
@@ -146,7 +146,7 @@ def test_the_only_element_of_a_message_stays_an_element_when_its_dead_letter_is_
     assert dead_letters(env) == [(0, 0, "not_json", True)]
 
 
-def test_the_only_element_of_a_message_that_is_rejected_by_a_rebuild_comes_back(env: Environment) -> None:
+def test_the_only_element_of_a_message_that_a_rebuild_rejects_comes_back(env: Environment) -> None:
     env.send([trace("s-1", [(FIRST, 1.0)])])
     env.drain()
     env.pipeline.settle()
