@@ -16,6 +16,7 @@ from confluent_kafka.admin import AdminClient, NewPartitions
 
 from analytics_pipeline.embedded import BrokerServer, Supervisor
 from analytics_pipeline.records import HOUR, hour_of
+from analytics_pipeline.sources.kafka import BrokerUnreachableError
 from analytics_pipeline_tests.conftest import DatabaseServer, KafkaServer
 from analytics_pipeline_tests.environments import Environment, Sent, create_topics, free_port, open_environment
 from analytics_pipeline_tests.invariants import assert_equals_reference, assert_invariants, messages_of
@@ -112,6 +113,24 @@ def test_a_topic_that_is_made_again_begins_an_epoch_and_says_where_the_old_one_e
         (1, 0, 30, None, "log ended: topic id changed"),
         (1, 1, 10, None, "log ended: topic id changed"),
     ]
+
+
+def test_a_topic_made_again_is_not_read_on_in_the_old_epoch_when_its_bounds_are_unknown(
+    env: Environment, kafka_broker: KafkaServer
+) -> None:
+    env.send(seconds(range(30)))
+    env.drain()
+    recreate(env, kafka_broker, 2)
+    env.send(seconds(range(40, 90)))
+    reader = env.pipeline.drain._reader
+
+    def fail(*_: Any) -> Any:
+        del reader.bounds  # only once
+        raise BrokerUnreachableError("no answer")
+
+    reader.bounds = fail  # type: ignore[method-assign]
+    assert env.pipeline.tick().messages == 0
+    finish(env)
 
 
 def test_a_topic_that_is_made_again_with_fewer_partitions_begins_one_epoch_and_no_more(

@@ -79,7 +79,11 @@ class OffsetTracker:
         alive = {
             row.log: row
             for (topic, partition), row in stored.items()
-            if topic in described and partition in described[topic].partitions and not row.ended
+            if topic in described
+            and partition in described[topic].partitions
+            and not row.ended
+            # Not begun anew, because its bounds are unknown now: its offsets are those of another log.
+            and not _recreated(row, described[topic])
         }
         self._reader.assign({log: _position(row) for log, row in alive.items()})
         return alive
