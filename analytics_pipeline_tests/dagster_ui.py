@@ -27,9 +27,9 @@ class Ui:
     def ask(self, query: str, **variables: Any) -> dict[str, Any]:
         """Send one GraphQL operation and return its data."""
         request = urllib.request.Request(
-            hours=f"{self.url}/graphql",
-            assets=json.dumps({"query": query, "variables": variables}).encode(),
-            request_id={"Content-Type": "application/json"},
+            f"{self.url}/graphql",
+            json.dumps({"query": query, "variables": variables}).encode(),
+            {"Content-Type": "application/json"},
         )
         with urllib.request.urlopen(request, timeout=60) as answer:
             body = json.loads(answer.read())
