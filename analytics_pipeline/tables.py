@@ -64,6 +64,7 @@ class TableSpec:
         key: the columns that identify a row, led by the domain's number.
         time_column: by which rows belong to an hour.
         bookkeeping: columns that the database or a write fills in; they do not count when rows are compared.
+        counted: whether its rows are content of its domain partition; not those that only say which others are.
         touched_sql: what a changed row gets beside its figures, as the end of a SET clause.
     """
 
@@ -74,6 +75,7 @@ class TableSpec:
     time_column: str
     bookkeeping: tuple[Column, ...] = ()
     touched_sql: str = ""
+    counted: bool = True
 
     @cached_property
     def by_name(self) -> Mapping[str, Column]:

@@ -6,6 +6,7 @@ Every fault test ends with `assert_invariants`.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, tzinfo
 from itertools import pairwise
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from analytics_pipeline.assets.catalog import ASSETS
 from analytics_pipeline.records import to_us
 from analytics_pipeline.storage.engine import connection
 from analytics_pipeline.storage.offset_ranges import decode
@@ -20,7 +22,7 @@ from analytics_pipeline.storage.pending_work import actionable_hours
 from analytics_pipeline_tests import reference
 from analytics_pipeline_tests.environments import Environment, Sent
 from analytics_pipeline_tests.pipeline import Pipeline
-from analytics_pipeline_tests.reference import Limits, Message, SeriesKey
+from analytics_pipeline_tests.reference import EventMessage, Limits, Message, SeriesKey
 
 Log = tuple[str, int, int]
 _SERIES = "s.tenant_id, s.factory_id, s.machine_id, s.sensor_id, s.metric"
@@ -319,3 +321,74 @@ def _assert_kpis(pipeline: Pipeline, messages: Sequence[Message], limits: Limits
         for one in reference.kpis(messages, pipeline.settings.base_window_s, limits)
     }
     _assert_same("kpis", got, want)
+
+
+# ---------------------------------------------------------------------- events, as domains/events.py sends them
+
+
+def event_messages_of(sent: Iterable[Sent]) -> list[EventMessage]:
+    """What the reference reads of the messages that are expected to count, by plain ``json``."""
+    return [_event_message(one) for one in sent if not one.rejected]
+
+
+def _event_message(one: Sent) -> EventMessage:
+    fields = json.loads(one.value or b"")
+    kind, tenant = fields.get("kind", "thing"), fields.get("tenant", "t1")
+    properties = json.dumps(fields.get("properties", {}), sort_keys=True)
+    return EventMessage(
+        position=(one.topic, one.epoch, one.partition, one.offset, 0),
+        kafka_time_us=one.kafka_time_ms * 1000,
+        event_time_us=to_us(datetime.fromisoformat(fields["time"])),
+        event_id=fields.get("id"),
+        tenant_id=tenant,
+        kind=("f1", None, kind, fields["what"]),
+        content=("f1", None, kind, fields["entity"], fields["what"], fields.get("user"), properties),
+        value=fields.get("value"),
+    )
+
+
+def assert_events_equal_reference(pipeline: Pipeline, messages: Sequence[EventMessage]) -> None:
+    """Events and their roll-ups of every size are those of the reference."""
+    got = pipeline.query(
+        "SELECT event_time, event_id, tenant_id, factory_id, machine_id, entity_type, entity_id, event_type, user_id, "
+        'properties, value, "offset" FROM normalized_events'
+    )
+    want = [
+        (one.event_time_us, one.event_id, one.tenant_id, *one.content, one.value, one.position[3])
+        for one in reference.events(messages).values()
+    ]
+    found = [
+        (to_us(row[0]), *row[1:9], json.dumps(json.loads(row[9]), sort_keys=True), *row[10:]) for row in got
+    ]
+    _assert_same("events", Counter(found), Counter(want))
+    for size_s in pipeline.settings.window_sizes_s:
+        rows = pipeline.query(
+            "SELECT bucket_start, tenant_id, factory_id, machine_id, entity_type, event_type, count_n, value_n, "
+            "sum_val FROM event_rollups WHERE window_s = %s",
+            size_s,
+        )
+        rolled = {(to_us(row[0]), *row[1:6]): (*row[6:8], _nearly(row[8])) for row in rows}
+        _assert_same(f"roll-ups of {size_s} s", rolled, reference.event_rollups(messages, size_s))
+
+
+def _nearly(value: float | None) -> Any:
+    return None if value is None else pytest.approx(value, rel=1e-12, abs=1e-9)
+
+
+def assert_content_is_counted(pipeline: Pipeline) -> None:
+    """What people are told that a domain partition holds is what all tables of its asset hold."""
+    for spec in ASSETS:
+        told = pipeline.query(
+            "SELECT domain_id, hour, rows::bigint FROM partition_state WHERE asset = %s AND rows <> 0 ORDER BY 1, 2",
+            spec.name,
+        )
+        tables = " UNION ALL ".join(
+            f"SELECT domain_id, {table.time_column} AS moment FROM {table.name}"
+            for table in spec.tables
+            if table.counted
+        )
+        held = pipeline.query(
+            f"SELECT domain_id, date_trunc('hour', moment, 'UTC'), count(*) FROM ({tables}) t "
+            "GROUP BY 1, 2 ORDER BY 1, 2"
+        )
+        assert told == held, spec.name

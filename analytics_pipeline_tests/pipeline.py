@@ -29,6 +29,11 @@ DERIVED_TABLES = {
     "window_aggregates": "domain_id, window_s, bucket_start, series_id, count_n, avg_val, m2, min_val, max_val, "
     "first_val, first_time, last_val, last_time, p50, p95, p99, base_n, coverage, tw_integral, "
     "tw_covered_s, encode(sketch, 'hex')",
+    "normalized_events": "domain_id, event_time, identity, event_id, tenant_id, factory_id, machine_id, entity_type, "
+    'entity_id, event_type, user_id, value, properties, kafka_time, log_id, "offset", ordinal',
+    "event_identities": 'domain_id, identity, event_time, kafka_time, log_id, "offset", ordinal',
+    "event_rollups": "domain_id, window_s, bucket_start, tenant_id, factory_id, machine_id, entity_type, event_type, "
+    "count_n, value_n, sum_val",
     "anomalies": "domain_id, bucket_start, window_s, series_id, detector, anomaly_id, severity, value, score, detail",
     "kpis": "domain_id, bucket_start, window_s, tenant_id, factory_id, machine_id, kpi, value, numerator, "
     "denominator, unit, reason",

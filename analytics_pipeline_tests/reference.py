@@ -339,3 +339,50 @@ def _machine_hour(
         Kpi(hour_us, machine, "anomalies", flagged, flagged, None, None),
         Kpi(hour_us, machine, "share_in_spec", share, inside, limited, reason),
     ]
+
+
+# ---------------------------------------------------------------------- events
+
+
+class EventMessage(NamedTuple):
+    """One event as Kafka brought it. ``position`` as in `Message`; ``content`` is all of it but id and value."""
+
+    position: tuple[str, int, int, int, int]
+    kafka_time_us: int
+    event_time_us: int
+    event_id: str | None
+    tenant_id: str | None
+    kind: tuple[str | None, ...]
+    content: tuple[str | None, ...]
+    value: float | None
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        if self.event_id is not None:
+            return "id", self.tenant_id, self.event_id
+        return "content", self.event_time_us, self.tenant_id, self.content, self.value
+
+
+def events(messages: Iterable[EventMessage]) -> dict[tuple[object, ...], EventMessage]:
+    """The event of each identity: of the message with the latest (Kafka time, position), in whatever hour."""
+    winner: dict[tuple[object, ...], EventMessage] = {}
+    for message in messages:
+        known = winner.get(message.identity)
+        if known is None or (message.kafka_time_us, message.position) > (known.kafka_time_us, known.position):
+            winner[message.identity] = message
+    return winner
+
+
+def event_rollups(
+    messages: Iterable[EventMessage], size_s: int
+) -> dict[tuple[object, ...], tuple[int, int, float | None]]:
+    """(events, events with a value, exact sum of the values) by (start, tenant, kind of event)."""
+    values: dict[tuple[object, ...], list[float | None]] = defaultdict(list)
+    for event in events(messages).values():
+        start_us = event.event_time_us - event.event_time_us % (size_s * MICROS)
+        values[start_us, event.tenant_id, *event.kind].append(event.value)
+    found = {}
+    for key, its in values.items():
+        known = [value for value in its if value is not None]
+        found[key] = (len(its), len(known), math.fsum(known) if known else None)
+    return found

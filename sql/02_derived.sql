@@ -127,6 +127,46 @@ CREATE TABLE IF NOT EXISTS normalized_measurements (
 CREATE INDEX IF NOT EXISTS normalized_measurements_time ON normalized_measurements
     USING brin (event_time timestamptz_minmax_multi_ops);
 
+-- One row per event; of several with one identity, the last by (kafka_time, log_id, "offset", ordinal), wherever it is.
+CREATE TABLE IF NOT EXISTS normalized_events (
+    domain_id   integer NOT NULL,
+    event_time  timestamptz NOT NULL,
+    identity    text COLLATE "C" NOT NULL,       -- hash of tenant and id, or of the content
+    event_id    text,
+    tenant_id   text,
+    factory_id  text,
+    machine_id  text,
+    entity_type text NOT NULL,
+    entity_id   text NOT NULL,
+    event_type  text NOT NULL,
+    user_id     text,
+    value       double precision,
+    properties  text NOT NULL,                   -- JSON with sorted keys, as it was hashed
+    kafka_time  timestamptz NOT NULL,
+    log_id      integer NOT NULL,
+    "offset"    bigint NOT NULL,
+    ordinal     integer NOT NULL,
+    PRIMARY KEY (domain_id, event_time, identity)
+);
+CREATE INDEX IF NOT EXISTS normalized_events_time ON normalized_events
+    USING brin (event_time timestamptz_minmax_multi_ops);
+
+-- Events that have an id of their own, by the hours in which it was seen: the last row of an id is the event. No
+-- hypertable: an id is looked up in all hours at once.
+CREATE TABLE IF NOT EXISTS event_identities (
+    domain_id  integer NOT NULL,
+    identity   text COLLATE "C" NOT NULL,
+    event_time timestamptz NOT NULL,
+    kafka_time timestamptz NOT NULL,
+    log_id     integer NOT NULL,
+    "offset"   bigint NOT NULL,
+    ordinal    integer NOT NULL,
+    PRIMARY KEY (domain_id, event_time, identity)
+);
+CREATE INDEX IF NOT EXISTS event_identities_identity ON event_identities (domain_id, identity);
+CREATE INDEX IF NOT EXISTS event_identities_time ON event_identities
+    USING brin (event_time timestamptz_minmax_multi_ops);
+
 CREATE TABLE IF NOT EXISTS window_aggregates (
     domain_id     integer NOT NULL,
     window_s      integer NOT NULL,
@@ -156,6 +196,26 @@ CREATE TABLE IF NOT EXISTS window_aggregates (
 CREATE INDEX IF NOT EXISTS window_aggregates_series ON window_aggregates (series_id, window_s, bucket_start);
 CREATE INDEX IF NOT EXISTS window_aggregates_time ON window_aggregates
     USING brin (bucket_start timestamptz_minmax_multi_ops);
+
+CREATE TABLE IF NOT EXISTS event_rollups (
+    domain_id    integer NOT NULL,
+    window_s     integer NOT NULL,
+    bucket_start timestamptz NOT NULL,
+    tenant_id    text,
+    factory_id   text,
+    machine_id   text,
+    entity_type  text NOT NULL,
+    event_type   text NOT NULL,
+    count_n      bigint NOT NULL,
+    value_n      bigint NOT NULL,
+    sum_val      double precision,               -- NULL where value_n is 0: unknown is not zero
+    revision     integer NOT NULL DEFAULT 0,
+    updated_at   timestamptz NOT NULL DEFAULT now(),
+    CHECK ((value_n = 0) = (sum_val IS NULL)),
+    UNIQUE NULLS NOT DISTINCT (domain_id, window_s, bucket_start, tenant_id, factory_id, machine_id, entity_type,
+                               event_type)
+);
+CREATE INDEX IF NOT EXISTS event_rollups_time ON event_rollups USING brin (bucket_start timestamptz_minmax_multi_ops);
 
 CREATE TABLE IF NOT EXISTS anomalies (
     domain_id    integer NOT NULL,

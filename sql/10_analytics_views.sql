@@ -109,24 +109,34 @@ SELECT k.bucket_start,
        k.kpi, k.value, k.numerator, k.denominator, k.unit, k.reason
 FROM kpis k JOIN domain_number d USING (domain_id);
 
+-- event_id: the event's own id, or else the hash of what identifies it.
 CREATE OR REPLACE VIEW analytics_event AS
 SELECT e.event_time AS "time",
-       e.domain, e.event_id, e.tenant_id, e.factory_id, e.machine_id,
-       e.entity_type, e.entity_id, e.event_type, e.user_id, e.value, e.properties
-FROM events e;
+       d.domain, coalesce(e.event_id, e.identity) AS event_id, e.tenant_id, e.factory_id, e.machine_id,
+       e.entity_type, e.entity_id, e.event_type, e.user_id, e.value, e.properties::jsonb AS properties
+FROM normalized_events e JOIN domain_number d USING (domain_id);
 
 CREATE OR REPLACE VIEW analytics_event_rollup AS
 SELECT r.bucket_start,
        r.bucket_start + make_interval(secs => r.window_s) AS bucket_end,
        r.window_s,
-       r.domain, r.tenant_id, r.factory_id, r.machine_id, r.entity_type, r.entity_id, r.event_type,
-       r.count_n, r.sum_val, r.sum_val / nullif(r.value_n, 0) AS avg_val, r.distinct_users, r.revision,
+       d.domain, r.tenant_id, r.factory_id, r.machine_id, r.entity_type, r.event_type,
+       r.count_n, r.sum_val, r.sum_val / nullif(r.value_n, 0) AS avg_val, r.revision,
        CASE
            WHEN r.revision > 0 THEN 'revised ' || r.revision
-           WHEN w.final_until >= r.bucket_start + make_interval(secs => r.window_s) THEN 'final'
+           WHEN w.final_until >= r.bucket_start + make_interval(secs => r.window_s) AND u.hour IS NULL THEN 'final'
            ELSE 'provisional'
-       END AS state
-FROM event_rollups r LEFT JOIN domain_watermark w USING (domain);
+       END AS state,
+       r.value_n, r.updated_at
+FROM event_rollups r
+JOIN domain_number d USING (domain_id)
+LEFT JOIN domain_watermark w ON w.domain = d.domain
+LEFT JOIN LATERAL (
+    SELECT u.hour FROM unsettled_hour u
+    WHERE u.domain_id = r.domain_id AND u.hour > r.bucket_start - interval '1 hour'
+      AND u.hour < r.bucket_start + make_interval(secs => r.window_s)
+    LIMIT 1
+) u ON true;
 
 -- Where each partition stands, under the name that the services before this one used.
 CREATE OR REPLACE VIEW worker_checkpoints AS

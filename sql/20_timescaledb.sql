@@ -18,7 +18,7 @@ BEGIN
         SELECT * FROM (VALUES
             ('raw_events', 'event_time', interval '1 day'),
             ('normalized_measurements', 'event_time', interval '1 day'),
-            ('events', 'event_time', interval '1 day'),
+            ('normalized_events', 'event_time', interval '1 day'),
             ('window_aggregates', 'bucket_start', interval '7 days'),
             ('event_rollups', 'bucket_start', interval '7 days'),
             ('anomalies', 'bucket_start', interval '28 days'),

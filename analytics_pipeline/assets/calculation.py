@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
@@ -77,24 +78,33 @@ class Work:
         ]
 
 
+class Gate(Protocol):
+    """Validates rows of one table that are about to be written."""
+
+    def __call__(self, frame: pl.DataFrame, domains: Sequence[Domain], table: str = "") -> GateResult:
+        """The result for a frame of some domains' rows; the table is named unless it is the asset's first."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """What a calculation may use besides its works: one snapshot of the database, and names.
 
-    ``gate`` validates rows that are about to be written; it may be asked several times for one slice, where the
-    slice is too large to be held at once.
+    ``gate`` may be asked several times for one slice, where the slice is too large to be held at once.
     """
 
     connection: Connection
     settings: Settings
     series: SeriesDirectory
     versions: InputVersions
-    gate: Callable[[pl.DataFrame, Sequence[Domain]], GateResult]
+    gate: Gate
     limit_rows: LimitDirectory
     #: What may lag waits until then: the larger windows of live hours. None: nothing does.
     lag_until: datetime | None
-    #: Lets those who change windows of some domains commit one after another from here on.
-    serialize_commits: Callable[[Sequence[int]], None]
+    #: Lets those who change windows of some domains, or what else is named, commit one after another from here on.
+    serialize_commits: Callable[..., None]
+    #: A connection of its own, that sees what is committed by now and not what this snapshot sees.
+    committed: Callable[[], AbstractContextManager[Connection]]
     #: Of some domain partitions of the asset, those that hold rows by what is committed now.
     holding_rows: Callable[[Sequence[Key]], set[Key]]
     #: Of some domain partitions of the asset, those that were committed by others since the snapshot was opened.
@@ -109,7 +119,8 @@ class Context:
 class Validated:
     """What the gate said of one domain partition, and what its limit counts.
 
-    ``rows_seen`` and ``rows_failed`` count over the whole content, as far as it is known before the write.
+    ``rows_seen`` and ``rows_failed`` count over the whole content of all its tables, as far as it is known before the
+    write. ``refused``: nothing of it may be written, whatever series are withheld besides.
     """
 
     gate: GateResult
@@ -118,6 +129,7 @@ class Validated:
     dead_letters: int = 0
     late_rows: int = 0
     withheld_series: tuple[int, ...] = ()
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

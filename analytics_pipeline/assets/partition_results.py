@@ -24,7 +24,7 @@ def must_quarantine(spec: AssetSpec, work: Work, validated: Validated) -> bool:
     """Whether nothing of a domain partition is written."""
     if spec.failed_rows == "withheld":
         # A derived figure that fails is a fault of ours: it is never written, whoever released it.
-        return bool(validated.rows_failed) and not validated.withheld_series
+        return validated.refused or (bool(validated.rows_failed) and not validated.withheld_series)
     return not is_released(work) and quarantines(work.domain, validated.rows_seen, validated.rows_failed)
 
 

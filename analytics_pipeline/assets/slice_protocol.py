@@ -83,10 +83,11 @@ class SliceProtocol:
                 settings=self._settings,
                 series=self._series,
                 versions=versions,
-                gate=lambda frame, domains: self._gate(run, frame, domains),
+                gate=lambda frame, domains, table="": self._gate(run, frame, domains, table),
                 limit_rows=self._limits,
                 lag_until=_lag_until(self._settings.windows_lag_s) if run.live else None,
-                serialize_commits=lambda domain_ids: lock_domain_commits(conn, domain_ids),
+                serialize_commits=lambda domain_ids, *what: lock_domain_commits(conn, domain_ids, *what),
+                committed=lambda: connection(self._engine),
                 holding_rows=lambda wanted: self._holding_rows(run.asset, wanted),
                 changed_since_snapshot=lambda wanted: self._changed_since_snapshot(conn, run.asset, wanted),
             )
@@ -121,12 +122,11 @@ class SliceProtocol:
                 )
         return works
 
-    def _gate(self, run: Run, frame: pl.DataFrame, domains: Iterable[Domain]) -> GateResult:
+    def _gate(self, run: Run, frame: pl.DataFrame, domains: Iterable[Domain], table: str) -> GateResult:
         numbers = {domain.name: number for number, domain in run.domains.items()}
         present = sorted({domain.name: domain for domain in domains}.items())
-        return run_gate(
-            suite_for(run.asset, tuple((domain, numbers[name]) for name, domain in present), self._settings), frame
-        )
+        numbered = tuple((domain, numbers[name]) for name, domain in present)
+        return run_gate(suite_for(run.asset, numbered, self._settings, table), frame)
 
     def _holding_rows(self, asset: DerivedName, wanted: Sequence[Key]) -> set[Key]:
         """Of some domain partitions of an asset, those that hold rows by what is committed now.

@@ -40,7 +40,7 @@ class AssetSpec:
         code_version: raised by hand when the same input gives other rows: Dagster then shows which partitions are
             outdated.
         reads: the assets that it is computed from.
-        tables: those it owns; the first is the one that its partitions are counted by.
+        tables: those it owns. What a domain partition holds is their rows together; the small plot is of the first.
         edges: what a change of its rows makes stale.
         failed_rows: what becomes of a row that fails the gate.
         reads_master_data: whether an edit of master data makes it stale.
@@ -61,5 +61,5 @@ class AssetSpec:
 
     @property
     def table(self) -> TableSpec:
-        """The table that its partitions are counted by."""
+        """Its first table, the one that the small plot shows."""
         return self.tables[0]

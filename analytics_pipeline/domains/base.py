@@ -43,12 +43,48 @@ class Sample(NamedTuple):
     sample_key: int = 0
 
 
+class Event(NamedTuple):
+    """One event of a message. Its time is the message's event time.
+
+    Attributes:
+        event_id: the event's own id, at most 200 bytes: one id is one event, whenever it is seen again. None: the
+            event is identified by its content, see ``Domain.event_identity``.
+        properties: JSON text as `canonical_json` writes it.
+    """
+
+    event_id: str | None
+    tenant_id: str | None
+    factory_id: str | None
+    machine_id: str | None
+    entity_type: str
+    entity_id: str
+    event_type: str
+    user_id: str | None
+    value: float | None
+    properties: str = "{}"
+
+
+#: An `Event`, or a plain tuple of the same ten.
+EventTuple = tuple[
+    str | None, str | None, str | None, str | None, str, str, str, str | None, float | None, str
+]  # fmt: skip
+
+#: What identifies an event without an id, beside its domain and its time, where the domain does not say otherwise.
+EVENT_CONTENT = Event._fields[1:]
+
+
+def canonical_json(value: Any) -> str:
+    """JSON text that is the same for the same content: keys sorted, no spaces."""
+    return msgspec.json.encode(value, order="sorted").decode()
+
+
 @dataclass(frozen=True, slots=True)
 class Expect:
     """One expectation of Great Expectations about the rows of one asset, as data: nothing heavy is imported.
 
     Attributes:
         asset: the asset whose gate holds it.
+        table: which of its tables; empty: the first.
         expectation: as Great Expectations names it, ``expect_column_values_to_be_between``; one about single
             rows, because the rows that fail become dead letters.
         column: a column of the asset's frame, or one that the asset's suite derives from it.
@@ -61,6 +97,7 @@ class Expect:
     column: str
     reason: str
     arguments: tuple[tuple[str, Any], ...] = ()
+    table: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,7 +110,9 @@ class Domain:
         envelope: the struct that the drain decodes: just what gives the event time.
         event_time: from a decoded envelope. A result without a zone takes ``time_zone``.
         payload: the struct that normalization decodes.
-        samples: the measurements of a payload, in a stable order.
+        samples: the measurements of a payload, in a stable order; None: it has none.
+        events: the events of a payload, in a stable order; None: it has none.
+        event_identity: which fields of an `Event` identify one without an id, beside its time.
         detectors: evaluate the base windows.
         expectations: what its gates expect beyond what every domain's expect (``quality/suites.py``).
         max_failed_ratio: above this share of failed rows, a (domain, hour) is quarantined …
@@ -91,7 +130,7 @@ class Domain:
     envelope: type[msgspec.Struct]
     event_time: Callable[[Any], datetime]
     payload: type[msgspec.Struct]
-    samples: Callable[[Any], Sequence[tuple[SeriesTuple, float, int]]]
+    samples: Callable[[Any], Sequence[tuple[SeriesTuple, float, int]]] | None = None
     detectors: tuple[Detector, ...] = ()
     expectations: tuple[Expect, ...] = ()
     max_failed_ratio: float = 0.5
@@ -99,6 +138,8 @@ class Domain:
     time_zone: tzinfo = UTC
     longest_gap_s: int = 300
     split: Callable[[bytes], Sequence[tuple[datetime, bytes]]] | None = None
+    events: Callable[[Any], Sequence[EventTuple]] | None = None
+    event_identity: tuple[str, ...] = EVENT_CONTENT
 
     @property
     def history(self) -> timedelta:

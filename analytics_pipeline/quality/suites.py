@@ -1,7 +1,7 @@
-"""What every gate expects, as code: one suite an asset and domain. Nothing is evaluated here.
+"""What every gate expects, as code: one suite per table. Nothing is evaluated here.
 
-Each asset has expectations that hold for every domain; a domain adds its own in ``Domain.expectations``, and
-they may name any column of the asset's frame or of the measures below. Reasons are stable words: people count
+Each table has expectations that hold for every domain; a domain adds its own in ``Domain.expectations``, and
+they may name any column of the table's frame or of the measures below. Reasons are stable words: people count
 and search dead letters by them.
 """
 
@@ -31,6 +31,12 @@ LARGEST_VALUE = 1e150
 #: Names of tenants, machines, metrics: longer than any real one, and short enough for an index row.
 MAX_NAME_BYTES = 256
 
+#: The text of an event's own id.
+MAX_EVENT_ID_BYTES = 200
+
+#: Properties of one event: a quarter of the longest message that Kafka takes by default.
+MAX_PROPERTIES_BYTES = 262_144
+
 #: A mean that was merged may leave [min, max] by rounding. Relative to the larger of the two.
 ROUNDING = 1e-9
 
@@ -42,46 +48,66 @@ SHARES = ("coverage", "share_in_spec")
 #: The text columns of a measurement, those that are in the frame.
 NAME_COLUMNS = ("tenant_id", "factory_id", "machine_id", "station_id", "sensor_id", "metric", "unit")
 
+#: The names of an event: each at most `MAX_NAME_BYTES`, none of them empty.
+EVENT_NAMES = ("tenant_id", "factory_id", "machine_id", "entity_type", "entity_id", "event_type", "user_id")
+#: Those that must be there.
+EVENT_REQUIRED = ("entity_type", "entity_id", "event_type", "properties")
+
+#: NUL in JSON text: the escape, but not a backslash that is followed by the same letters.
+_ESCAPED_NUL = r"(?:^|[^\\])(?:\\\\)*\\u0000"
+
 Measures = Callable[[pl.DataFrame], pl.DataFrame]
 
 
-def suite_for(asset: AssetName, domains: Domain | Sequence[tuple[Domain, int]], settings: Settings) -> GateSuite:
-    """The suite of one asset, for the rows of one domain, or of several with their numbers.
+def suite_for(
+    asset: AssetName, domains: Domain | Sequence[tuple[Domain, int]], settings: Settings, table: str = ""
+) -> GateSuite:
+    """The suite of one table of an asset (empty: of its first one), for the rows of one domain, or of several with
+    their numbers.
 
     Frames, one row for one (further columns are ignored unless a domain's expectation names them). Of several
     domains, the column ``domain_id`` tells whose a row is:
 
     * raw_events: ``ahead_s, since_start_s, since_floor_s, payload_bytes``
     * normalized_measurements: ``value`` and, of `NAME_COLUMNS`, those that it has; ``metric`` always
+    * normalized_events: `EVENT_NAMES`, ``event_id, properties, value``
+    * state_changes: as normalized_measurements, with ``state`` instead of ``value``
     * window_aggregates: ``count_n, avg_val, m2, min_val, max_val, p50, p95, p99, coverage``
+    * event_rollups: ``count_n, value_n, sum_val``
+    * state_durations: ``duration_us, window_s``
+    * carried_states: ``state``
     * anomalies: ``severity, value, score``
     * kpis: ``kpi, value, reason, numerator, denominator``
     """
     known = ((domains, 0),) if isinstance(domains, Domain) else tuple(domains)
-    return _suite(asset, known, settings.future_tolerance_s, settings.max_message_bytes)
+    return _suite(asset, table or asset, known, settings.future_tolerance_s, settings.max_message_bytes)
 
 
 @lru_cache(maxsize=256)
 def _suite(
-    asset: AssetName, domains: tuple[tuple[Domain, int], ...], future_tolerance_s: int, max_message_bytes: int
+    asset: AssetName,
+    table: str,
+    domains: tuple[tuple[Domain, int], ...],
+    future_tolerance_s: int,
+    max_message_bytes: int,
 ) -> GateSuite:
     if asset == "raw_events":
         common = _raw_events(future_tolerance_s, max_message_bytes)
-    elif asset in _COMMON:
-        common = _COMMON[asset]
+    elif table in _COMMON:
+        common = _COMMON[table]
     else:
-        raise GateError(f"no gate for asset {asset!r}; there are raw_events, {', '.join(_COMMON)}")
+        raise GateError(f"no gate for table {table!r}; there are raw_events, {', '.join(_COMMON)}")
     own = [
         (domain, number, expect)
         for domain, number in domains
         for expect in domain.expectations
-        if expect.asset == asset
+        if expect.asset == asset and (expect.table or asset) == table
     ]
     names = ", ".join(domain.name for domain, _ in domains)
     if len(domains) == 1:
-        return GateSuite(asset, names, common + tuple(expect for *_, expect in own), _MEASURES[asset])
+        return GateSuite(asset, names, common + tuple(expect for *_, expect in own), _MEASURES[table])
     masked = tuple(replace(expect, column=_masked(expect.column, domain)) for domain, _, expect in own)
-    return GateSuite(asset, names, common + masked, _with_masks(_MEASURES[asset], own))
+    return GateSuite(asset, names, common + masked, _with_masks(_MEASURES[table], own))
 
 
 def _masked(column: str, domain: Domain) -> str:
@@ -134,6 +160,37 @@ _COMMON: Mapping[str, tuple[Expect, ...]] = {
         # PostgreSQL refuses this character in text, and one row of it would stop a whole COPY.
         _between("normalized_measurements", "nul_characters", "nul_character", max_value=0),
     ),
+    "normalized_events": (
+        _between("normalized_measurements", "missing", "field_missing", max_value=0),
+        _between("normalized_measurements", "value", "not_finite", min_value=-LARGEST, max_value=LARGEST),
+        _between("normalized_measurements", "magnitude", "value_out_of_range", max_value=LARGEST_VALUE),
+        _between("normalized_measurements", "shortest_name_bytes", "name_empty", min_value=1),
+        _between("normalized_measurements", "longest_name_bytes", "name_too_long", max_value=MAX_NAME_BYTES),
+        _between("normalized_measurements", "event_id_bytes", "event_id_too_long", max_value=MAX_EVENT_ID_BYTES),
+        _between(
+            "normalized_measurements", "properties_bytes", "properties_too_long", max_value=MAX_PROPERTIES_BYTES
+        ),
+        _between("normalized_measurements", "nul_characters", "nul_character", max_value=0),
+    ),
+    "state_changes": (
+        _between("normalized_measurements", "state_bytes", "state_missing", min_value=1),
+        _between("normalized_measurements", "state_bytes", "state_too_long", max_value=MAX_NAME_BYTES),
+        _between("normalized_measurements", "metric_bytes", "metric_missing", min_value=1),
+        _between("normalized_measurements", "shortest_name_bytes", "name_empty", min_value=1),
+        _between("normalized_measurements", "longest_name_bytes", "name_too_long", max_value=MAX_NAME_BYTES),
+        _between("normalized_measurements", "nul_characters", "nul_character", max_value=0),
+    ),
+    "event_rollups": (
+        _between("window_aggregates", "count_n", "window_empty", min_value=1, max_value=LARGEST),
+        _between("window_aggregates", "value_surplus", "more_values_than_events", max_value=0),
+        _between("window_aggregates", "unexplained", "sum_without_values", max_value=0),
+        _between("window_aggregates", "sum_val", "not_finite", min_value=-LARGEST, max_value=LARGEST),
+    ),
+    "state_durations": (
+        _between("window_aggregates", "duration_us", "duration_not_positive", min_value=1),
+        _between("window_aggregates", "surplus_us", "longer_than_its_window", max_value=0),
+    ),
+    "carried_states": (_between("window_aggregates", "state_bytes", "state_missing", min_value=1),),
     "window_aggregates": (
         _between("window_aggregates", "count_n", "window_empty", min_value=1, max_value=LARGEST),
         _between("window_aggregates", "largest_figure", "not_finite", max_value=LARGEST),
@@ -192,6 +249,57 @@ def name_measures(frame: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def _event_measures(frame: pl.DataFrame) -> pl.DataFrame:
+    names = [pl.col(name) for name in EVENT_NAMES]
+    texts = [*names, pl.col("event_id")]
+    value = pl.col("value").fill_nan(np.inf)
+    nul = [text.str.contains("\0", literal=True).fill_null(value=False) for text in texts]
+    return frame.select(
+        pl.sum_horizontal(pl.col(name).is_null() for name in EVENT_REQUIRED).cast(pl.Int64).alias("missing"),
+        # An event need not have a value; what is not finite at all has a reason of its own.
+        value.alias("value"),
+        pl.when(value.is_finite()).then(value.abs()).alias("magnitude"),
+        pl.min_horizontal(text.str.len_bytes() for text in texts).fill_null(1).alias("shortest_name_bytes"),
+        pl.max_horizontal(name.str.len_bytes() for name in names).fill_null(0).alias("longest_name_bytes"),
+        pl.col("event_id").str.len_bytes().fill_null(0).alias("event_id_bytes"),
+        pl.col("properties").str.len_bytes().fill_null(0).alias("properties_bytes"),
+        pl.sum_horizontal(*nul, pl.col("properties").str.contains(_ESCAPED_NUL).fill_null(value=False))
+        .cast(pl.Int64)
+        .alias("nul_characters"),
+    )
+
+
+def _state_measures(frame: pl.DataFrame) -> pl.DataFrame:
+    state = pl.col("state")
+    names = frame if "metric_bytes" in frame.columns else name_measures(frame)
+    nul = frame.select(state.str.contains("\0", literal=True).fill_null(value=False).cast(pl.Int64)).to_series()
+    return names.select(
+        frame.select(state.str.len_bytes().fill_null(0)).to_series().alias("state_bytes"),
+        "metric_bytes",
+        "shortest_name_bytes",
+        "longest_name_bytes",
+        (pl.col("nul_characters") + nul).alias("nul_characters"),
+    )
+
+
+def _rollup_measures(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.select(
+        *required("count_n"),
+        (pl.col("value_n") - pl.col("count_n")).alias("value_surplus"),
+        ((pl.col("value_n") == 0) != pl.col("sum_val").is_null()).cast(pl.Int64).alias("unexplained"),
+        pl.col("sum_val").fill_nan(np.inf),
+    )
+
+
+def _duration_measures(frame: pl.DataFrame) -> pl.DataFrame:
+    surplus_us = pl.col("duration_us") - pl.col("window_s").cast(pl.Int64) * 1_000_000
+    return frame.select("duration_us", surplus_us.alias("surplus_us"))
+
+
+def _carried_measures(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.select(pl.col("state").str.len_bytes().fill_null(0).alias("state_bytes"))
+
+
 def _window_measures(frame: pl.DataFrame) -> pl.DataFrame:
     figures = ("avg_val", "min_val", "max_val", "p50", "p95", "p99")
     low, mean, high = pl.col("min_val"), pl.col("avg_val"), pl.col("max_val")
@@ -227,6 +335,11 @@ def _kpi_measures(frame: pl.DataFrame) -> pl.DataFrame:
 _MEASURES: Mapping[str, Measures] = {
     "raw_events": _raw_measures,
     "normalized_measurements": _measurement_measures,
+    "normalized_events": _event_measures,
+    "state_changes": _state_measures,
+    "event_rollups": _rollup_measures,
+    "state_durations": _duration_measures,
+    "carried_states": _carried_measures,
     "window_aggregates": _window_measures,
     "anomalies": _anomaly_measures,
     "kpis": _kpi_measures,

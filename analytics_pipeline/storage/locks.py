@@ -38,13 +38,14 @@ def lock_raw_commits(conn: Connection) -> None:
         cursor.execute("SELECT pg_advisory_xact_lock(%s)", (_RAW_COMMIT,))
 
 
-def lock_domain_commits(conn: Connection, domain_ids: Iterable[int]) -> None:
-    """Lets those who change windows of a domain commit one after another, until this transaction ends."""
+def lock_domain_commits(conn: Connection, domain_ids: Iterable[int], what: str = "window commits") -> None:
+    """Lets those who change windows of a domain, or what else is named, commit one after another, until this
+    transaction ends."""
     with conn.cursor() as cursor:
         cursor.execute(
-            "SELECT pg_advisory_xact_lock(hashtext(current_schema() || ' window commits'), domain_id) "
+            "SELECT pg_advisory_xact_lock(hashtext(current_schema() || ' ' || %s), domain_id) "
             "FROM unnest(%s::int[]) domain_id",
-            (sorted(set(domain_ids)),),
+            (what, sorted(set(domain_ids))),
         )
 
 

@@ -47,9 +47,6 @@ _EXPIRING = (
         for spec in ASSETS
         for table in spec.tables
     ),
-    # Of no asset yet.
-    _Expiring("events", "event_time"),
-    _Expiring("event_rollups", "bucket_start", is_windowed=True),
 )
 #: By arrival: a letter with an old time came just now, and somebody wants to see it.
 _BY_ARRIVAL = ("dead_letters",)

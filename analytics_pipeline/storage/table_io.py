@@ -92,13 +92,30 @@ def read_query(
         found, payloads = copy_out_with_payload(connection, query, parameters, _fixed(columns[:-1]))
         frame = pl.DataFrame({c.frame_name: found[c.name] for c in columns[:-1]})
         return frame.with_columns(pl.Series(columns[-1].frame_name, payloads, pl.Binary)).cast(types)  # type: ignore[arg-type]
+    return _read_text(connection, query, parameters, columns)
+
+
+def _read_text(
+    connection: Connection, query: str, parameters: Sequence[Any], columns: Sequence[Column]
+) -> pl.DataFrame:
+    """As `read_query`, of columns that may be texts or NULL: as CSV, in which texts are quoted and NULL is not."""
+    quoted = ", ".join(f'"{column.name}"' for column in columns if column.type == "text")
+    selected = ", ".join(
+        f'(extract(epoch FROM "{c.name}") * 1000000)::bigint' if c.type == "timestamptz" else f'"{c.name}"'
+        for c in columns
+    )
+    names = ", ".join(f'"{column.name}"' for column in columns)
+    stream = io.BytesIO()
     with connection.cursor() as cursor:
-        cursor.execute(query, parameters)
-        rows = cursor.fetchall()
-    times = [at for at, column in enumerate(columns) if column.type == "timestamptz"]
-    if times:
-        rows = [tuple(to_us(v) if at in times else v for at, v in enumerate(row)) for row in rows]
-    return pl.DataFrame(rows, schema=types, orient="row")
+        statement = cursor.mogrify(query, parameters).decode()
+        force = f", FORCE_QUOTE ({quoted})" if quoted else ""
+        cursor.copy_expert(
+            f"COPY (SELECT {selected} FROM ({statement}) found ({names})) TO STDOUT (FORMAT csv{force})", stream
+        )
+    if not stream.tell():
+        return pl.DataFrame(schema=schema_of(columns))
+    stream.seek(0)
+    return pl.read_csv(stream, has_header=False, schema=schema_of(columns))
 
 
 def _fixed(columns: Sequence[Column]) -> FixedTable:
@@ -200,10 +217,12 @@ def upsert(connection: Connection, table: TableSpec, frame: pl.DataFrame) -> Non
         )
 
 
-def delete_keys(connection: Connection, table: TableSpec, keys: pl.DataFrame) -> None:
-    """Delete rows by key. The first and the last time stand in the statement, so that chunks are left out."""
+def delete_keys(connection: Connection, table: TableSpec, keys: pl.DataFrame) -> pl.DataFrame:
+    """Delete rows by key; returns domain and time of those that were there. The first and the last time stand in the
+    statement, so that chunks are left out."""
+    returned = table.subset(("domain_id", table.time_column))
     if not keys.height:
-        return
+        return pl.DataFrame(schema=schema_of(returned))
     columns = [table.by_name[name] for name in table.key]
     gone = f"gone_{table.name}"
     typed = ", ".join(f'"{column.name}" {column.type}' for column in columns)
@@ -219,13 +238,16 @@ def delete_keys(connection: Connection, table: TableSpec, keys: pl.DataFrame) ->
             f"DELETE FROM {table.name} t USING {gone} g "
             # Said again as constants: a join alone may be planned as a look through every domain's keys.
             f'WHERE {matches} AND t.domain_id = ANY(%s) '
-            f'AND t."{table.time_column}" >= %s AND t."{table.time_column}" <= %s',
+            f'AND t."{table.time_column}" >= %s AND t."{table.time_column}" <= %s '
+            f'RETURNING t.domain_id, t."{table.time_column}"',
             (
                 keys["domain_id"].unique(maintain_order=True).to_list(),
                 from_us(int(times.min())),  # type: ignore[arg-type]
                 from_us(int(times.max())),  # type: ignore[arg-type]
             ),
         )
+        deleted = [(domain_id, to_us(moment)) for domain_id, moment in cursor.fetchall()]
+    return pl.DataFrame(deleted, schema=schema_of(returned), orient="row")
 
 
 def delete_regions(connection: Connection, table: TableSpec, regions: Iterable[Region]) -> int:

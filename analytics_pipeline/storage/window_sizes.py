@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from analytics_pipeline.assets.windows.spec import SPEC
 from analytics_pipeline.errors import SettingsError
 from analytics_pipeline.storage.engine import Connection
 
@@ -68,12 +69,16 @@ def adopt(conn: Connection, sizes_s: Sequence[int]) -> str | None:
 
 
 def _begin_anew(cursor: Any, sizes_s: Sequence[int]) -> int:
-    cursor.execute("DELETE FROM window_aggregates WHERE NOT window_s = ANY(%s)", (list(sizes_s),))
-    cursor.execute(
-        "UPDATE partition_state s SET rows = (SELECT count(*) FROM window_aggregates w WHERE w.domain_id = s.domain_id "
-        "AND w.bucket_start >= s.hour AND w.bucket_start < s.hour + interval '1 hour') "
-        "WHERE s.asset = 'window_aggregates'"
+    for table in SPEC.tables:
+        if "window_s" in table.by_name:
+            cursor.execute(f"DELETE FROM {table.name} WHERE NOT window_s = ANY(%s)", (list(sizes_s),))
+    counts = " + ".join(
+        f"(SELECT count(*) FROM {table.name} t WHERE t.domain_id = s.domain_id "
+        "AND t.bucket_start >= s.hour AND t.bucket_start < s.hour + interval '1 hour')"
+        for table in SPEC.tables
+        if table.counted
     )
+    cursor.execute(f"UPDATE partition_state s SET rows = {counts} WHERE s.asset = '{SPEC.name}'")
     cursor.execute(
         "INSERT INTO pending_work (asset, domain_id, hour, reason) "
         "SELECT 'window_aggregates', domain_id, hour, 'window sizes' "

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from analytics_pipeline.assets.windows import calculation
+from analytics_pipeline.assets.windows import levels
 from analytics_pipeline.records import DERIVED, HOUR, hour_of
 from analytics_pipeline.storage.engine import connection
 from analytics_pipeline.storage.pending_work import actionable_hours
@@ -28,7 +28,7 @@ SERIES = 30
 @pytest.fixture(autouse=True)
 def _many_series(monkeypatch: pytest.MonkeyPatch) -> None:
     use_quick_gates(monkeypatch)
-    monkeypatch.setattr(calculation, "LAG_ABOVE_WINDOWS", 10)
+    monkeypatch.setattr(levels, "LAG_ABOVE_WINDOWS", 10)
 
 
 @pytest.fixture(scope="module")

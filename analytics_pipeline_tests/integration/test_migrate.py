@@ -185,7 +185,7 @@ def test_a_reader_sees_the_public_views_and_nothing_else(
         "partition_status",
         "ingest_hourly",
     }
-    for statement in ("SELECT payload FROM raw_events", "DELETE FROM analytics_event", "CREATE TABLE t ()"):
+    for statement in ("SELECT payload FROM raw_events", "DELETE FROM normalized_events", "CREATE TABLE t ()"):
         with pytest.raises(psycopg2.errors.InsufficientPrivilege):
             fetch(plain_role, statement)
 

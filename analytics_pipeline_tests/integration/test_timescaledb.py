@@ -16,7 +16,7 @@ HYPERTABLES = {
     "window_aggregates",
     "anomalies",
     "kpis",
-    "events",
+    "normalized_events",
     "event_rollups",
 }
 KPI = (

@@ -25,14 +25,58 @@ TABLE = TableSpec(
     time_column="event_time",
 )
 
+_POSITION = (
+    Column("kafka_time", "timestamptz", "", "Kafka timestamp of the message: the later of one identity wins"),
+    Column("log_id", "int4", "", "number of the log of a Kafka partition: see kafka_log"),
+    Column("offset", "int8", "", "Kafka offset"),
+    Column("ordinal", "int4", "", "place within the message"),
+)
+
+EVENTS = TableSpec(
+    name="normalized_events",
+    description="One row per event: that of several with one identity whose message came last into Kafka.",
+    columns=(
+        Column("domain_id", "int4", "", "number of the domain"),
+        Column("event_time", "timestamptz", "", "when it happened"),
+        Column("identity", "text", "", "hash of what identifies it: tenant and id, or its content and time"),
+        Column("event_id", "text", "", "its own id, where it has one", nullable=True),
+        Column("tenant_id", "text", "", "tenant", nullable=True),
+        Column("factory_id", "text", "", "factory", nullable=True),
+        Column("machine_id", "text", "", "machine", nullable=True),
+        Column("entity_type", "text", "", "kind of what it happened to"),
+        Column("entity_id", "text", "", "what it happened to"),
+        Column("event_type", "text", "", "what happened"),
+        Column("user_id", "text", "", "who did it", nullable=True),
+        Column("value", "float8", "value", "a number that comes with it", nullable=True),
+        Column("properties", "text", "", "everything else, as JSON with sorted keys"),
+        *_POSITION,
+    ),
+    key=("domain_id", "event_time", "identity"),
+    time_column="event_time",
+)
+
+EVENT_IDENTITIES = TableSpec(
+    name="event_identities",
+    description="One row per own id of an event and hour in which it was seen: the last of them all is the event.",
+    columns=(
+        Column("domain_id", "int4", "", "number of the domain"),
+        Column("identity", "text", "", "as in normalized_events"),
+        Column("event_time", "timestamptz", "", "time of the last one of the hour"),
+        *_POSITION,
+    ),
+    key=("domain_id", "event_time", "identity"),
+    time_column="event_time",
+    counted=False,
+)
+
 SPEC = AssetSpec(
     name="normalized_measurements",
-    description="One row per measurement, in canonical form, with its position in Kafka.",
+    description="Measurements and events, one row each, in canonical form, with their position in Kafka.",
     group="measurements",
     kinds=frozenset({"python", "postgres"}),
     code_version="1",
     reads=("raw_events",),
-    tables=(TABLE,),
+    tables=(TABLE, EVENTS, EVENT_IDENTITIES),
     edges=(Edge("window_aggregates"),),
     failed_rows="dead letter",
 )

@@ -1,22 +1,23 @@
-"""Rows of normalized_measurements, and the raw rows that they are decoded from: SQL only."""
+"""Rows of the tables of normalized_measurements, and the raw rows that they are decoded from: SQL only."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
+from functools import lru_cache
 from itertools import groupby, pairwise
-from typing import Any
 
 import numpy as np
 import polars as pl
 
+from analytics_pipeline.assets import regions as area
 from analytics_pipeline.assets.calculation import Context, Ints, Key, Parts, Work
-from analytics_pipeline.assets.measurements.spec import SPEC, TABLE
-from analytics_pipeline.records import HOUR, HOUR_S, RAW_EVENTS, Region
+from analytics_pipeline.assets.measurements.spec import SPEC
+from analytics_pipeline.records import HOUR, HOUR_S, RAW_EVENTS
 from analytics_pipeline.storage import partition_state, raw_events, table_io
-from analytics_pipeline.storage.binary_copy import FixedTable, copy_in
 from analytics_pipeline.storage.engine import Connection
 from analytics_pipeline.storage.raw_events import StoredRows
+from analytics_pipeline.tables import TableSpec
 
 #: Raw rows that are decoded at once: what bounds a worker's memory, at about 1 kB a row.
 CHUNK_ROWS = 200_000
@@ -26,17 +27,9 @@ ELEMENT_SAMPLES = 1024
 #: Batches whose rows are read in one go.
 CHUNK_BATCHES = 200
 
-_FIXED = FixedTable(tuple((column.name, column.type) for column in TABLE.columns))  # type: ignore[misc]
-_NAMES = ", ".join(f'"{column.name}"' for column in TABLE.columns)
-_ORDER = ("kafka_time", "log_id", '"offset"', "ordinal")
-_MERGE = (
-    f"INSERT INTO normalized_measurements AS kept ({_NAMES}) SELECT {_NAMES} FROM incoming_measurements "
-    "ON CONFLICT (domain_id, event_time, series_id, sample_key) DO UPDATE SET "
-    + ", ".join(f"{name} = EXCLUDED.{name}" for name in ("value", *_ORDER))
-    + f" WHERE ({', '.join(f'EXCLUDED.{name}' for name in _ORDER)}) > "
-    f"({', '.join(f'kept.{name}' for name in _ORDER)}) RETURNING domain_id, event_time, (xmax = 0) AS is_new"
-)
-Columns = Mapping[str, Any]
+#: Of rows of one identity, the last in this order stays.
+ORDER = ("kafka_time", "log_id", "offset", "ordinal")
+ORDER_US = ("kafka_time_us", "log_id", "offset", "ordinal")
 
 
 # ---------------------------------------------------------------------- raw rows
@@ -146,11 +139,11 @@ def read_dead_letters(connection: Connection, work: Work) -> list[tuple[int, byt
     return [(ordinal % ELEMENT_SAMPLES if splits else ordinal, bytes(payload)) for ordinal, payload in rows]
 
 
-# ---------------------------------------------------------------------- measurements
+# ---------------------------------------------------------------------- rows of each table
 
 
 def count_by_series(connection: Connection, work: Work) -> pl.DataFrame:
-    """Rows that one domain partition holds: series_id, rows."""
+    """Measurements that one domain partition holds: series_id, rows."""
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT series_id, count(*) FROM normalized_measurements "
@@ -162,62 +155,45 @@ def count_by_series(connection: Connection, work: Work) -> pl.DataFrame:
 
 
 def replace_or_merge(
-    connection: Connection,
-    works: Sequence[Work],
-    parts: Parts,
-    rows: Columns,
-    part: Ints,
-    accepted: frozenset[Key],
-) -> dict[Key, int]:
-    """Write the rows of the accepted works; returns how many each domain partition holds then."""
-    whole = np.array([work.whole for work in works])
-    held = {work.key: work.state.rows for work in works if work.key in accepted}
-    if rows:
-        merged = ~whole[part]
-        new = merge(connection, {name: column[merged] for name, column in rows.items()}, works, parts)
-        for at, count in enumerate(new):
-            if count:
-                held[works[at].key] += count
-    replaced = [work for work in works if work.whole and work.key in accepted]
+    connection: Connection, table: TableSpec, works: Sequence[Work], parts: Parts, rows: pl.DataFrame
+) -> Ints:
+    """Write rows of some works: of a whole hour they replace what is stored, others are added to it.
+
+    Args:
+        works: those that may be written.
+        rows: of these works, one per identity.
+
+    Returns:
+        for each work of ``parts`` how many rows it holds (a whole hour), or holds more than before.
+    """
+    whole = np.array([work.whole for work in parts.works])
+    part = part_of(parts, table, rows)
+    counted = np.bincount(part, minlength=len(parts.works))
+    merged = whole[part]
+    new = merge(connection, table, rows.filter(pl.Series(~merged, dtype=pl.Boolean)), parts)
+    replaced = [work for work in works if work.whole]
     if replaced:
-        wanted = {name: column[~merged] for name, column in rows.items()} if rows else {}
-        _replace(connection, replaced, wanted)
-        counts = parts.counts(part) if rows else [0] * len(works)
-        held |= {work.key: counts[at] for at, work in enumerate(works) if work in replaced}
-    return held
+        _replace(connection, table, replaced, rows.filter(pl.Series(merged, dtype=pl.Boolean)))
+    return np.where(whole, counted, new)
 
 
-def _replace(connection: Connection, works: Sequence[Work], rows: Columns) -> None:
+def part_of(parts: Parts, table: TableSpec, rows: pl.DataFrame) -> Ints:
+    """The domain partition of each row, as its index among the works."""
+    return parts.of(rows["domain_id"].to_numpy(), rows[table.frame_time].to_numpy())
+
+
+def _replace(connection: Connection, table: TableSpec, works: Sequence[Work], rows: pl.DataFrame) -> None:
     """All rows of some domain partitions become these."""
     filled = [work for work in works if work.state.rows]
     if not filled:
-        if rows:
-            copy_in(connection, TABLE.name, _FIXED, rows)
+        table_io.copy_frame(connection, table.name, table, rows)
         return
     regions = [region for work in filled for region in work.regions(whole=True)]
-    stored = table_io.read_regions(connection, TABLE, joined_regions(regions))
-    wanted = pl.DataFrame({c.frame_name: rows[c.name] for c in TABLE.columns}) if rows else TABLE.empty()
-    table_io.replace(connection, TABLE, stored, wanted.cast(TABLE.schema()))  # type: ignore[arg-type]
+    stored = table_io.read_regions(connection, table, area.joined(regions))
+    table_io.replace(connection, table, stored, rows)
 
 
-def joined_regions(regions: Sequence[Region]) -> list[Region]:
-    """The same rows in as few regions as can be: neighbours of one domain and the same series are one."""
-    joined: list[Region] = []
-    for region in sorted(regions, key=lambda one: (one.domain_id, one.series or (), one.begins_us)):
-        last = joined[-1] if joined else None
-        if (
-            last
-            and (last.domain_id, last.series) == (region.domain_id, region.series)
-            and region.begins_us <= last.ends_us
-        ):
-            ends = max(last.ends_us, region.ends_us)
-            joined[-1] = Region(last.domain_id, last.begins_us, ends, last.series)
-        else:
-            joined.append(region)
-    return joined
-
-
-def merge(connection: Connection, rows: Columns, works: Sequence[Work], parts: Parts) -> list[int]:
+def merge(connection: Connection, table: TableSpec, rows: pl.DataFrame, parts: Parts) -> Ints:
     """Add rows, one per identity; where it exists, the later by (Kafka time, position) stays.
 
     Rows later than everything that their domain partition holds cannot exist: they are copied straight in, twice
@@ -226,29 +202,27 @@ def merge(connection: Connection, rows: Columns, works: Sequence[Work], parts: P
     Returns:
         how many identities are new, for each work.
     """
-    if not len(rows["event_time"]):
-        return [0] * len(works)
-    part = parts.of(rows["domain_id"], rows["event_time"])
-    newest = _newest_us(connection, works, np.unique(part).tolist())
-    later = rows["event_time"] > newest[part]
-    if later.any():
-        copy_in(connection, TABLE.name, _FIXED, {name: column[later] for name, column in rows.items()})
-    new = np.bincount(part[later], minlength=len(works))
-    if not later.all():
-        new = new + _merge_through_temporary(
-            connection, {name: column[~later] for name, column in rows.items()}, works, parts
-        )
-    return [int(n) for n in new]
+    if rows.is_empty():
+        return np.zeros(len(parts.works), np.int64)
+    part = part_of(parts, table, rows)
+    newest = _newest_us(connection, table, parts.works, np.unique(part).tolist())
+    later = rows[table.frame_time].to_numpy() > newest[part]
+    table_io.copy_frame(connection, table.name, table, rows.filter(pl.Series(later, dtype=pl.Boolean)))
+    new = np.bincount(part[later], minlength=len(parts.works))
+    if later.all():
+        return new
+    rest = rows.filter(pl.Series(~later, dtype=pl.Boolean))
+    return new + _merge_through_temporary(connection, table, rest, parts.works)
 
 
-def _newest_us(connection: Connection, works: Sequence[Work], indexes: Sequence[int]) -> Ints:
+def _newest_us(connection: Connection, table: TableSpec, works: Sequence[Work], indexes: Sequence[int]) -> Ints:
     """The newest event time that each work's domain partition holds, or the least number."""
     newest = np.full(len(works), np.iinfo(np.int64).min)
     filled = [at for at in indexes if works[at].state.rows]
     with connection.cursor() as cursor:
         for at in filled:
             cursor.execute(
-                "SELECT (extract(epoch FROM max(event_time)) * 1000000)::bigint FROM normalized_measurements "
+                f"SELECT (extract(epoch FROM max(event_time)) * 1000000)::bigint FROM {table.name} "
                 "WHERE domain_id = %s AND event_time >= %s AND event_time < %s",
                 (works[at].domain_id, works[at].hour, works[at].hour + timedelta(hours=1)),
             )
@@ -258,15 +232,33 @@ def _newest_us(connection: Connection, works: Sequence[Work], indexes: Sequence[
     return newest
 
 
-def _merge_through_temporary(connection: Connection, rows: Columns, works: Sequence[Work], parts: Parts) -> Ints:
+@lru_cache(maxsize=16)
+def _merge_statement(name: str, columns: tuple[str, ...], key: tuple[str, ...]) -> str:
+    listed = _listed("", columns)
+    others = ", ".join(f'"{column}" = EXCLUDED."{column}"' for column in columns if column not in key)
+    return (
+        f"INSERT INTO {name} AS kept ({listed}) SELECT {listed} FROM incoming_{name} "
+        f"ON CONFLICT ({_listed('', key)}) DO UPDATE SET {others} "
+        f"WHERE ({_listed('EXCLUDED.', ORDER)}) > ({_listed('kept.', ORDER)}) "
+        "RETURNING domain_id, event_time, (xmax = 0) AS is_new"
+    )
+
+
+def _listed(prefix: str, names: Sequence[str]) -> str:
+    return ", ".join(f'{prefix}"{name}"' for name in names)
+
+
+def _merge_through_temporary(
+    connection: Connection, table: TableSpec, rows: pl.DataFrame, works: Sequence[Work]
+) -> Ints:
+    incoming = f"incoming_{table.name}"
+    statement = _merge_statement(table.name, tuple(column.name for column in table.columns), table.key)
     with connection.cursor() as cursor:
+        cursor.execute(f"CREATE TEMP TABLE IF NOT EXISTS {incoming} (LIKE {table.name}) ON COMMIT DROP")
+        cursor.execute(f"TRUNCATE {incoming}")
+        table_io.copy_frame(connection, incoming, table, rows)
         cursor.execute(
-            "CREATE TEMP TABLE IF NOT EXISTS incoming_measurements (LIKE normalized_measurements) ON COMMIT DROP"
-        )
-        cursor.execute("TRUNCATE incoming_measurements")
-        copy_in(connection, "incoming_measurements", _FIXED, rows)
-        cursor.execute(
-            f"WITH merged AS ({_MERGE}) SELECT domain_id, date_trunc('hour', event_time, 'UTC'), count(*) "
+            f"WITH merged AS ({statement}) SELECT domain_id, date_trunc('hour', event_time, 'UTC'), count(*) "
             "FROM merged WHERE is_new GROUP BY 1, 2"
         )
         found = {(domain_id, hour): count for domain_id, hour, count in cursor.fetchall()}

@@ -1,151 +1,105 @@
-"""From raw events to canonical measurements: decode, take the samples, keep one row an identity. Pure.
+"""From raw events to rows: decode, take samples and events, keep one row per identity. Pure.
 
-A measurement is (series, event time, sample key). When the same identity comes again, the later one by
-(Kafka time, position) wins, whatever the order in which they are seen.
+A measurement is (series, event time, sample key); what an event is, ``events.py`` says. When the same identity comes
+again, the later one by (Kafka time, position) wins, whatever the order in which they are seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
 from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
+from analytics_pipeline.assets.measurements.events import EventReader, Events
+from analytics_pipeline.assets.measurements.samples import SampleReader, Samples
+from analytics_pipeline.assets.measurements.taken import Reader
 from analytics_pipeline.assets.raw_events.payload_bytes import Keys, duplicate_keys
 from analytics_pipeline.assets.raw_events.transform import ERROR_CHARACTERS, PAYLOAD_ERRORS, Rejection, explain
-from analytics_pipeline.domains.base import Domain, SeriesKey, SeriesTuple
+from analytics_pipeline.domains.base import Domain
 
-Ints = npt.NDArray[np.int64]
 #: Payloads decoded in one go: few enough to stay in the processor's cache, and to be gone through again one by
 #: one when one of them cannot be read.
 CHUNK_PAYLOADS = 5_000
 
 
-#: Row, ordinal, sample key, series, value.
-_Columns = tuple[Ints, Ints, Ints, Ints, npt.NDArray[np.float64]]
-_NONE = np.zeros(0, np.int64)
-_NO_SAMPLES: _Columns = (_NONE, _NONE, _NONE, _NONE, np.zeros(0, np.float64))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Samples:
-    """The samples of many payloads, column by column.
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What many payloads hold, by kind; None: the domain has nothing of the kind.
 
     Attributes:
-        row: which payload a sample came from, ascending.
-        ordinal: its place among the samples of that payload.
-        series: index into ``keys``.
-        keys: the distinct series, in the order in which they appear.
-        rejections: payloads that could not be read, by row; they have no samples.
+        rejections: payloads that could not be read, by row; they hold nothing.
     """
 
-    row: Ints
-    ordinal: Ints
-    sample_key: Ints
-    series: Ints
-    value: npt.NDArray[np.float64]
-    keys: list[SeriesKey]
-    rejections: dict[int, Rejection]
+    samples: Samples | None
+    events: Events | None
+    rejections: Mapping[int, Rejection]
 
-    def names_frame(self) -> pl.DataFrame:
-        """The names of the series, a row per series."""
-        return pl.DataFrame(self.keys, schema=dict.fromkeys(SeriesKey._fields, pl.String()), orient="row")
 
-    def gate_frame(self) -> pl.DataFrame:
-        """What the gate validates: ``value`` and the names of the series, a row per sample."""
-        names = self.names_frame()
-        return pl.DataFrame(
-            {"value": self.value, **{name: names[name].gather(self.series) for name in names.columns}}
-        )
+def decode(payloads: Sequence[bytes], domain: Domain) -> Decoded:
+    """The rows of raw payloads. A payload that cannot be read, or on which the domain fails, raises nothing."""
+    samples = SampleReader(domain.samples) if domain.samples else None
+    events = EventReader(domain.events) if domain.events else None
+    readers: list[Reader] = [reader for reader in (samples, events) if reader is not None]
+    rejections: dict[int, Rejection] = {}
+    for first in range(0, len(payloads), CHUNK_PAYLOADS):
+        _decode_chunk(payloads[first : first + CHUNK_PAYLOADS], first, domain, readers, rejections)
+    twice = _with_duplicate_keys(payloads, domain, rejections)
+    rejections |= twice
+    found = samples.result(twice, rejections) if samples else None
+    before = np.zeros(len(payloads), np.int64)
+    if found and events:
+        before += np.bincount(found.row, minlength=len(payloads))
+    return Decoded(found, events.result(twice, before) if events else None, rejections)
 
 
 def decode_samples(payloads: Sequence[bytes], domain: Domain) -> Samples:
-    """The samples of raw payloads. A payload that cannot be read, or on which the domain fails, raises nothing."""
-    index: dict[SeriesTuple, int] = {}
-    rejections: dict[int, Rejection] = {}
-    parts = [
-        _decode_chunk(payloads[first : first + CHUNK_PAYLOADS], first, domain, index, rejections)
-        for first in range(0, len(payloads), CHUNK_PAYLOADS)
-    ]
-    columns = [np.concatenate(column) for column in zip(*(parts or [_NO_SAMPLES]), strict=True)]
-    twice = _with_duplicate_keys(payloads, domain, rejections)
-    if twice:
-        kept = ~np.isin(columns[0], list(twice))
-        columns = [column[kept] for column in columns]
-    row, ordinal, sample_key, series, value = columns
-    return Samples(
-        row=row,
-        ordinal=ordinal,
-        sample_key=sample_key,
-        series=series,
-        value=value,
-        keys=[SeriesKey(*key) for key in index],
-        rejections=rejections | twice,
-    )
+    """The samples of raw payloads: none, where the domain has none."""
+    decoded = decode(payloads, domain)
+    return decoded.samples or SampleReader(lambda _: ()).result((), decoded.rejections)
 
 
 def _decode_chunk(
     payloads: Sequence[bytes],
     first: int,
     domain: Domain,
-    index: dict[SeriesTuple, int],
+    readers: Sequence[Reader],
     rejections: dict[int, Rejection],
-) -> _Columns:
-    """Row, ordinal, sample key, series and value of a chunk's samples; adds to ``index`` and ``rejections``."""
-    decode, take = msgspec.json.Decoder(domain.payload).decode, domain.samples
+) -> None:
+    """Adds the rows of a chunk to the readers, and what cannot be read to ``rejections``."""
+    read = msgspec.json.Decoder(domain.payload).decode
     try:
-        return _columns(list(map(take, map(decode, payloads))), first, index)  # in C: every message passes here
+        # In C: every message passes here. Where one kind of rows is taken, no payload outlives the next.
+        objects = map(read, payloads) if len(readers) == 1 else list(map(read, payloads))
+        columns = [reader.columns(list(map(reader.take, objects)), first) for reader in readers]
     except Exception:  # noqa: BLE001
         # One of them cannot be read, or the domain fails on it: each by itself, so that the others are.
-        taken = [
-            _samples_or_none(payload, at, decode, take, rejections) for at, payload in enumerate(payloads, first)
-        ]
-        return _columns(taken, first, index)
+        taken = [_each(payload, at, read, readers, rejections) for at, payload in enumerate(payloads, first)]
+        columns = [reader.columns([row[at] for row in taken], first) for at, reader in enumerate(readers)]
+    for reader, its in zip(readers, columns, strict=True):
+        reader.add(its)
 
 
-def _columns(
-    taken: Sequence[Sequence[tuple[SeriesTuple, float, int]]], first: int, index: dict[SeriesTuple, int]
-) -> _Columns:
-    counts = np.fromiter(map(len, taken), np.int64, len(taken))
-    samples = list(chain.from_iterable(taken))
-    if not samples:
-        return _NO_SAMPLES
-    keys, values, sample_keys = zip(*samples, strict=True)
-    value, sample_key = np.array(values, np.float64), np.array(sample_keys, np.int64)
-    for key in dict.fromkeys(keys):
-        index.setdefault(key, len(index))
-    return (
-        first + np.repeat(np.arange(len(taken)), counts),
-        np.arange(len(samples)) - np.repeat(np.cumsum(counts) - counts, counts),
-        sample_key,
-        np.fromiter(map(index.__getitem__, keys), np.int64, len(keys)),
-        value,
-    )
-
-
-def _samples_or_none(
-    payload: bytes,
-    row: int,
-    decode: Callable[[bytes], Any],
-    take: Callable[[Any], Sequence[tuple[SeriesTuple, float, int]]],
-    rejections: dict[int, Rejection],
-) -> Sequence[tuple[SeriesTuple, float, int]]:
+def _each(
+    payload: bytes, row: int, read: Any, readers: Sequence[Reader], rejections: dict[int, Rejection]
+) -> Sequence[Sequence[Any]]:
+    """What each reader takes of one payload; nothing, if one of them cannot."""
     try:
-        samples = take(decode(payload))
-        _columns([samples], 0, {})
+        content = read(payload)
+        taken = [reader.take(content) for reader in readers]
+        for reader, its in zip(readers, taken, strict=True):
+            reader.check(its)
     except PAYLOAD_ERRORS as error:
         rejections[row] = explain(payload, error)
     except Exception as error:  # noqa: BLE001
         rejections[row] = Rejection("domain_error", f"{type(error).__name__}: {error}"[:ERROR_CHARACTERS])
     else:
-        return samples
-    return ()
+        return taken
+    return [()] * len(readers)
 
 
 def _with_duplicate_keys(

@@ -5,6 +5,11 @@ from __future__ import annotations
 from analytics_pipeline.assets.spec import AssetSpec, Edge
 from analytics_pipeline.tables import Column, TableSpec
 
+_BOOKKEEPING = (
+    Column("revision", "int4", "1", "how often its figures changed after it was final"),
+    Column("updated_at", "timestamptz", "", "when it was written last"),
+)
+
 TABLE = TableSpec(
     name="window_aggregates",
     description="One row per series and window that holds a sample.",
@@ -38,21 +43,49 @@ TABLE = TableSpec(
     ),
     key=("domain_id", "window_s", "bucket_start", "series_id"),
     time_column="bucket_start",
-    bookkeeping=(
-        Column("revision", "int4", "1", "how often its figures changed after it was final"),
-        Column("updated_at", "timestamptz", "", "when it was written last"),
+    bookkeeping=_BOOKKEEPING,
+    touched_sql=", updated_at = clock_timestamp()",
+)
+
+ROLLUPS = TableSpec(
+    name="event_rollups",
+    description="One row per window and kind of event that happened in it.",
+    columns=(
+        Column("domain_id", "int4", "", "number of the domain"),
+        Column("window_s", "int4", "s", "length of the window"),
+        Column("bucket_start", "timestamptz", "", "begin of the window; the end is exclusive"),
+        Column("tenant_id", "text", "", "tenant", nullable=True),
+        Column("factory_id", "text", "", "factory", nullable=True),
+        Column("machine_id", "text", "", "machine", nullable=True),
+        Column("entity_type", "text", "", "kind of what they happened to"),
+        Column("event_type", "text", "", "what happened"),
+        Column("count_n", "int8", "1", "events"),
+        Column("value_n", "int8", "1", "events that carry a value: the mean is over these"),
+        Column("sum_val", "float8", "value", "sum of their values; NULL where none carries one", nullable=True),
     ),
+    key=(
+        "domain_id",
+        "window_s",
+        "bucket_start",
+        "tenant_id",
+        "factory_id",
+        "machine_id",
+        "entity_type",
+        "event_type",
+    ),
+    time_column="bucket_start",
+    bookkeeping=_BOOKKEEPING,
     touched_sql=", updated_at = clock_timestamp()",
 )
 
 SPEC = AssetSpec(
     name="window_aggregates",
-    description="Count, mean, deviation, extremes and percentiles per series and window.",
+    description="Per window: count, mean, deviation, extremes and percentiles of series, and roll-ups of events.",
     group="measurements",
     kinds=frozenset({"polars", "postgres"}),
     code_version="1",
     reads=("normalized_measurements",),
-    tables=(TABLE,),
+    tables=(TABLE, ROLLUPS),
     edges=(
         Edge("anomalies"),
         Edge("anomalies", "look-back"),

@@ -8,15 +8,13 @@ from datetime import datetime, timedelta
 import polars as pl
 
 from analytics_pipeline.assets.calculation import Work
-from analytics_pipeline.assets.windows.spec import TABLE
+from analytics_pipeline.assets.windows.levels import Level
 from analytics_pipeline.records import HOUR_US, Region, to_us
 from analytics_pipeline.storage import partition_state, table_io
 from analytics_pipeline.storage.binary_copy import FixedTable, copy_out
 from analytics_pipeline.storage.engine import Connection
 from analytics_pipeline.storage.table_io import Replaced
-from analytics_pipeline.tables import Column
-
-_REVISION = Column("revision", "int4", "1", "")
+from analytics_pipeline.tables import TableSpec
 
 
 def chunks(
@@ -62,16 +60,18 @@ def _estimate(region: Region, held: dict[tuple[int, int], int]) -> float:
 
 
 def read_stored(
-    connection: Connection, works: Sequence[Work], levels: Sequence[tuple[int, Sequence[Region]]]
+    connection: Connection, spec: TableSpec, works: Sequence[Work], levels: Sequence[Level]
 ) -> pl.DataFrame:
-    """The stored windows of what was computed, with their revisions."""
+    """The stored rows of what was computed, with their revisions where they have any."""
     filled = [Region(work.domain_id, work.hour_us, work.hour_us + HOUR_US) for work in works if work.state.rows]
-    names = (*(c.name for c in TABLE.columns if c.type != "bytea"), "revision", "sketch")
+    revision = ("revision",) if "revision" in spec.by_name else ()
+    fixed, wide = ([c.name for c in spec.columns if (c.type == "bytea") == last] for last in (False, True))
+    names = (*fixed, *revision, *wide)
     frames = [
-        table_io.read_regions(connection, TABLE, _touching(regions, filled), names=names, window_s=size_s)
-        for size_s, regions in levels
+        table_io.read_regions(connection, spec, _touching(one.regions, filled), names=names, window_s=one.size_s)
+        for one in levels
     ]
-    return pl.concat(frames) if frames else TABLE.empty(names)
+    return pl.concat(frames) if frames else spec.empty(names)
 
 
 def _touching(regions: Sequence[Region], filled: Sequence[Region]) -> list[Region]:
@@ -86,21 +86,23 @@ def _touching(regions: Sequence[Region], filled: Sequence[Region]) -> list[Regio
     ]
 
 
-def replace(connection: Connection, stored: pl.DataFrame, wanted: pl.DataFrame, works: Sequence[Work]) -> Replaced:
-    """The stored windows become those wanted. One that differs counts a revision if its window was final."""
-    key = list(TABLE.frame_key)
-    if not stored.height:
-        return table_io.replace(connection, TABLE, stored.select(list(TABLE.schema())), wanted)
+def replace(
+    connection: Connection, spec: TableSpec, stored: pl.DataFrame, wanted: pl.DataFrame, works: Sequence[Work]
+) -> Replaced:
+    """The stored rows become those wanted. One that differs counts a revision if its window was final."""
+    key, compared = list(spec.frame_key), list(spec.schema())
+    if not stored.height or "revision" not in spec.by_name:
+        return table_io.replace(connection, spec, stored.select(compared), wanted)
     final = final_until(connection, works)
     revised = (
         pl.col("bucket_start_us") + pl.col("window_s").cast(pl.Int64) * 1_000_000
         <= pl.col("domain_id").replace_strict(final, default=None, return_dtype=pl.Int64)
     ).fill_null(value=False)
     before = stored.select(*key, (pl.col("revision") + revised.cast(pl.Int32)).alias("revision"))
-    wanted = wanted.join(before, on=key, how="left", maintain_order="left").with_columns(
+    wanted = wanted.join(before, on=key, how="left", nulls_equal=True, maintain_order="left").with_columns(
         pl.col("revision").fill_null(0)
     )
-    return table_io.replace(connection, TABLE, stored.select(list(TABLE.schema())), wanted)
+    return table_io.replace(connection, spec, stored.select(compared), wanted)
 
 
 def final_until(connection: Connection, works: Sequence[Work]) -> dict[int, int]:
