@@ -22,7 +22,7 @@ from analytics_pipeline.storage.pending_work import actionable_hours
 from analytics_pipeline_tests import reference
 from analytics_pipeline_tests.environments import Environment, Sent
 from analytics_pipeline_tests.pipeline import Pipeline
-from analytics_pipeline_tests.reference import EventMessage, Limits, Message, SeriesKey
+from analytics_pipeline_tests.reference import EventMessage, Limits, Message, SeriesKey, StateMessage
 
 Log = tuple[str, int, int]
 _SERIES = "s.tenant_id, s.factory_id, s.machine_id, s.sensor_id, s.metric"
@@ -392,3 +392,40 @@ def assert_content_is_counted(pipeline: Pipeline) -> None:
             "GROUP BY 1, 2 ORDER BY 1, 2"
         )
         assert told == held, spec.name
+
+
+# ---------------------------------------------------------------------- states, as domains/states.py sends them
+
+
+def state_messages_of(sent: Iterable[Sent]) -> list[StateMessage]:
+    """What the reference reads of the messages that are expected to count, by plain ``json``."""
+    return [_state_message(one) for one in sent if not one.rejected and b'"machine"' in (one.value or b"")]
+
+
+def _state_message(one: Sent) -> StateMessage:
+    fields = json.loads(one.value or b"")
+    return StateMessage(
+        position=(one.topic, one.epoch, one.partition, one.offset, 0),
+        kafka_time_us=one.kafka_time_ms * 1000,
+        event_time_us=to_us(datetime.fromisoformat(fields["time"])),
+        series=(fields["machine"], fields.get("kind", "mode")),
+        state=fields["state"],
+    )
+
+
+def assert_states_equal_reference(pipeline: Pipeline, messages: Sequence[StateMessage]) -> None:
+    """Durations of every size and the states at the ends of hours are those of the reference, up to the clock."""
+    clock = pipeline.query("SELECT until FROM state_clock")
+    until_us = to_us(clock[0][0]) if clock else 0
+    named = "JOIN measurement_series s USING (domain_id, series_id)"
+    for size_s in pipeline.settings.window_sizes_s:
+        rows = pipeline.query(
+            f"SELECT bucket_start, machine_id, metric, state, duration_us FROM state_durations {named} "
+            "WHERE window_s = %s",
+            size_s,
+        )
+        durations = {(to_us(row[0]), (row[1], row[2]), row[3]): row[4] for row in rows}
+        _assert_same(f"durations of {size_s} s", durations, reference.state_durations(messages, size_s, until_us))
+    rows = pipeline.query(f"SELECT bucket_start, machine_id, metric, state FROM carried_states {named}")
+    carried = {(to_us(row[0]), (row[1], row[2])): row[3] for row in rows}
+    _assert_same("carried states", carried, reference.carried_states(messages, until_us))

@@ -34,6 +34,9 @@ DERIVED_TABLES = {
     "event_identities": 'domain_id, identity, event_time, kafka_time, log_id, "offset", ordinal',
     "event_rollups": "domain_id, window_s, bucket_start, tenant_id, factory_id, machine_id, entity_type, event_type, "
     "count_n, value_n, sum_val",
+    "state_changes": 'domain_id, event_time, series_id, state, kafka_time, log_id, "offset", ordinal',
+    "state_durations": "domain_id, window_s, bucket_start, series_id, state, duration_us",
+    "carried_states": "domain_id, bucket_start, series_id, state",
     "anomalies": "domain_id, bucket_start, window_s, series_id, detector, anomaly_id, severity, value, score, detail",
     "kpis": "domain_id, bucket_start, window_s, tenant_id, factory_id, machine_id, kpi, value, numerator, "
     "denominator, unit, reason",

@@ -386,3 +386,58 @@ def event_rollups(
         known = [value for value in its if value is not None]
         found[key] = (len(its), len(known), math.fsum(known) if known else None)
     return found
+
+
+# ---------------------------------------------------------------------- states
+
+
+class StateMessage(NamedTuple):
+    """One change of state as Kafka brought it; ``series`` is (machine, kind of state)."""
+
+    position: tuple[str, int, int, int, int]
+    kafka_time_us: int
+    event_time_us: int
+    series: tuple[str, str]
+    state: str
+
+
+def state_changes(messages: Iterable[StateMessage]) -> dict[tuple[str, str], list[tuple[int, str]]]:
+    """(time, state) of each series, in order: of several at one time the latest by (Kafka time, position)."""
+    winner: dict[tuple[tuple[str, str], int], StateMessage] = {}
+    for message in messages:
+        known = winner.get((message.series, message.event_time_us))
+        if known is None or (message.kafka_time_us, message.position) > (known.kafka_time_us, known.position):
+            winner[message.series, message.event_time_us] = message
+    found: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
+    for (series, time_us), message in sorted(winner.items()):
+        found[series].append((time_us, message.state))
+    return found
+
+
+def state_durations(
+    messages: Iterable[StateMessage], size_s: int, until_us: int
+) -> dict[tuple[int, tuple[str, str], str], int]:
+    """Microseconds by (start of the window, series, state), up to a moment."""
+    size_us = size_s * MICROS
+    found: dict[tuple[int, tuple[str, str], str], int] = defaultdict(int)
+    for series, changes in state_changes(messages).items():
+        for at, (begin_us, state) in enumerate(changes):
+            end_us = min(changes[at + 1][0] if at + 1 < len(changes) else until_us, until_us)
+            from_us = begin_us
+            while from_us < end_us:
+                start_us = from_us - from_us % size_us
+                edge_us = min(start_us + size_us, end_us)
+                found[start_us, series, state] += edge_us - from_us
+                from_us = edge_us
+    return dict(found)
+
+
+def carried_states(messages: Iterable[StateMessage], until_us: int) -> dict[tuple[int, tuple[str, str]], str]:
+    """The state at the end of each hour that has begun before a moment, by (begin of the hour, series)."""
+    found = {}
+    for series, changes in state_changes(messages).items():
+        hour_us = changes[0][0] // HOUR_US * HOUR_US
+        while hour_us < until_us:
+            found[hour_us, series] = [state for time_us, state in changes if time_us < hour_us + HOUR_US][-1]
+            hour_us += HOUR_US
+    return found

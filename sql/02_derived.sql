@@ -167,6 +167,19 @@ CREATE INDEX IF NOT EXISTS event_identities_identity ON event_identities (domain
 CREATE INDEX IF NOT EXISTS event_identities_time ON event_identities
     USING brin (event_time timestamptz_minmax_multi_ops);
 
+CREATE TABLE IF NOT EXISTS state_changes (
+    domain_id  integer NOT NULL,
+    event_time timestamptz NOT NULL,
+    series_id  bigint NOT NULL,                  -- its metric is the kind of state
+    state      text NOT NULL,
+    kafka_time timestamptz NOT NULL,
+    log_id     integer NOT NULL,
+    "offset"   bigint NOT NULL,
+    ordinal    integer NOT NULL,
+    PRIMARY KEY (domain_id, event_time, series_id)
+);
+CREATE INDEX IF NOT EXISTS state_changes_time ON state_changes USING brin (event_time timestamptz_minmax_multi_ops);
+
 CREATE TABLE IF NOT EXISTS window_aggregates (
     domain_id     integer NOT NULL,
     window_s      integer NOT NULL,
@@ -216,6 +229,38 @@ CREATE TABLE IF NOT EXISTS event_rollups (
                                event_type)
 );
 CREATE INDEX IF NOT EXISTS event_rollups_time ON event_rollups USING brin (bucket_start timestamptz_minmax_multi_ops);
+
+CREATE TABLE IF NOT EXISTS state_durations (
+    domain_id    integer NOT NULL,
+    window_s     integer NOT NULL,
+    bucket_start timestamptz NOT NULL,
+    series_id    bigint NOT NULL,
+    state        text NOT NULL,
+    duration_us  bigint NOT NULL,
+    revision     integer NOT NULL DEFAULT 0,
+    updated_at   timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (domain_id, window_s, bucket_start, series_id, state)
+);
+CREATE INDEX IF NOT EXISTS state_durations_time ON state_durations
+    USING brin (bucket_start timestamptz_minmax_multi_ops);
+
+-- The state of each series at the end of each hour, so that the next hour needs to look no further back.
+CREATE TABLE IF NOT EXISTS carried_states (
+    domain_id    integer NOT NULL,
+    bucket_start timestamptz NOT NULL,           -- begin of the hour
+    series_id    bigint NOT NULL,
+    state        text NOT NULL,
+    PRIMARY KEY (domain_id, bucket_start, series_id)
+);
+CREATE INDEX IF NOT EXISTS carried_states_time ON carried_states
+    USING brin (bucket_start timestamptz_minmax_multi_ops);
+
+-- Up to when the states of a domain have lasted: the highest watermark that was ever seen. Whoever advances it asks for
+-- the hours that it passes, in the same transaction.
+CREATE TABLE IF NOT EXISTS state_clock (
+    domain_id integer PRIMARY KEY,
+    until     timestamptz NOT NULL
+);
 
 CREATE TABLE IF NOT EXISTS anomalies (
     domain_id    integer NOT NULL,

@@ -138,6 +138,15 @@ LEFT JOIN LATERAL (
     LIMIT 1
 ) u ON true;
 
+-- For how long something was in a state. What lies beyond the watermark has no seconds.
+CREATE OR REPLACE VIEW analytics_state_duration AS
+SELECT x.bucket_start,
+       x.bucket_start + make_interval(secs => x.window_s) AS bucket_end,
+       x.window_s,
+       d.domain, s.tenant_id, s.factory_id, s.machine_id, s.station_id, s.sensor_id, s.metric AS kind, x.state,
+       x.duration_us / 1e6 AS duration_s, x.revision, x.updated_at
+FROM state_durations x JOIN measurement_series s USING (domain_id, series_id) JOIN domain_number d USING (domain_id);
+
 -- Where each partition stands, under the name that the services before this one used.
 CREATE OR REPLACE VIEW worker_checkpoints AS
 SELECT s.value AS consumer_group,

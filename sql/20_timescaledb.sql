@@ -20,7 +20,10 @@ BEGIN
             ('normalized_measurements', 'event_time', interval '1 day'),
             ('normalized_events', 'event_time', interval '1 day'),
             ('window_aggregates', 'bucket_start', interval '7 days'),
+            ('state_changes', 'event_time', interval '7 days'),
             ('event_rollups', 'bucket_start', interval '7 days'),
+            ('state_durations', 'bucket_start', interval '7 days'),
+            ('carried_states', 'bucket_start', interval '28 days'),
             ('anomalies', 'bucket_start', interval '28 days'),
             ('kpis', 'bucket_start', interval '28 days')
         ) AS t (table_name, time_column, chunk_interval)

@@ -73,6 +73,18 @@ EventTuple = tuple[
 EVENT_CONTENT = Event._fields[1:]
 
 
+class StateChange(NamedTuple):
+    """From the message's event time on, something is in a state, until the next change of the same series.
+
+    Attributes:
+        series: whose state, and as ``metric`` the kind of state.
+        state: at most 256 bytes.
+    """
+
+    series: SeriesKey
+    state: str
+
+
 def canonical_json(value: Any) -> str:
     """JSON text that is the same for the same content: keys sorted, no spaces."""
     return msgspec.json.encode(value, order="sorted").decode()
@@ -112,6 +124,7 @@ class Domain:
         payload: the struct that normalization decodes.
         samples: the measurements of a payload, in a stable order; None: it has none.
         events: the events of a payload, in a stable order; None: it has none.
+        states: the changes of state that a payload tells, in a stable order; None: it has none.
         event_identity: which fields of an `Event` identify one without an id, beside its time.
         detectors: evaluate the base windows.
         expectations: what its gates expect beyond what every domain's expect (``quality/suites.py``).
@@ -140,6 +153,7 @@ class Domain:
     split: Callable[[bytes], Sequence[tuple[datetime, bytes]]] | None = None
     events: Callable[[Any], Sequence[EventTuple]] | None = None
     event_identity: tuple[str, ...] = EVENT_CONTENT
+    states: Callable[[Any], Sequence[tuple[SeriesTuple, str]]] | None = None
 
     @property
     def history(self) -> timedelta:

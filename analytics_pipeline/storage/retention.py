@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from analytics_pipeline.assets.catalog import ASSETS
+from analytics_pipeline.assets.windows.spec import CARRIED
 from analytics_pipeline.errors import BelowRetentionError
 from analytics_pipeline.records import DERIVED, HOUR, RAW_EVENTS, AssetName, hour_of
 from analytics_pipeline.storage import chunks, window_sizes
@@ -28,6 +29,12 @@ class _Expiring:
     is_windowed: bool = False
     #: Later hours look back at its rows: they stay for so long below the floor.
     is_history: bool = False
+    #: Its rows stay for at least so long below the floor.
+    kept_below: timedelta = timedelta()
+
+    def edge(self, floor: datetime, look_back: timedelta) -> datetime:
+        """Below what its rows go."""
+        return floor - max(look_back if self.is_history else timedelta(), self.kept_below)
 
     @property
     def condition(self) -> str:
@@ -43,6 +50,8 @@ _EXPIRING = (
             table.time_column,
             is_windowed="window_s" in table.by_name,
             is_history=any(edge.reach == "look-back" for edge in spec.edges),
+            # The first hour that is kept begins with the states at the end of the hour before.
+            kept_below=HOUR if table is CARRIED else timedelta(),
         )
         for spec in ASSETS
         for table in spec.tables
@@ -128,7 +137,7 @@ def expire(
     expired = Expired(floor)
     hours = _hours_below(conn, floor)
     announce(hours)
-    edges = {one.table: floor - look_back if one.is_history else floor for one in _EXPIRING}
+    edges = {one.table: one.edge(floor, look_back) for one in _EXPIRING}
     stops = _drop_chunks(conn, edges, expired.rows) if chunks.has_chunks(conn) else {}
     for hour in sorted({hour for _, hour in hours}):
         _delete_below(conn, hour + HOUR, expired.rows, look_back, stops)
@@ -185,7 +194,7 @@ def _delete_below(
 ) -> None:
     with conn.cursor() as cursor:
         for one in _EXPIRING:
-            edge = floor - look_back if one.is_history else floor
+            edge = one.edge(floor, look_back)
             cursor.execute(
                 f"DELETE FROM {one.table} WHERE {one.condition}", {"edge": min(edge, stops.get(one.table, edge))}
             )

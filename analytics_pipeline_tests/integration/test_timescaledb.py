@@ -17,7 +17,10 @@ HYPERTABLES = {
     "anomalies",
     "kpis",
     "normalized_events",
+    "state_changes",
     "event_rollups",
+    "state_durations",
+    "carried_states",
 }
 KPI = (
     "INSERT INTO kpis (bucket_start, window_s, domain_id, kpi, value, unit) "

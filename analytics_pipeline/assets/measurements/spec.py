@@ -69,14 +69,28 @@ EVENT_IDENTITIES = TableSpec(
     counted=False,
 )
 
+STATES = TableSpec(
+    name="state_changes",
+    description="One row per change of state: it lasts until the next one of its series.",
+    columns=(
+        Column("domain_id", "int4", "", "number of the domain"),
+        Column("event_time", "timestamptz", "", "when the state began"),
+        Column("series_id", "int8", "", "number of the series: its metric is the kind of state"),
+        Column("state", "text", "", "the state"),
+        *_POSITION,
+    ),
+    key=("domain_id", "event_time", "series_id"),
+    time_column="event_time",
+)
+
 SPEC = AssetSpec(
     name="normalized_measurements",
-    description="Measurements and events, one row each, in canonical form, with their position in Kafka.",
+    description="Measurements, events and changes of state in canonical form, with their position in Kafka.",
     group="measurements",
     kinds=frozenset({"python", "postgres"}),
     code_version="1",
     reads=("raw_events",),
-    tables=(TABLE, EVENTS, EVENT_IDENTITIES),
+    tables=(TABLE, EVENTS, EVENT_IDENTITIES, STATES),
     edges=(Edge("window_aggregates"),),
     failed_rows="dead letter",
 )

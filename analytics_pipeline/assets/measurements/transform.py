@@ -1,4 +1,4 @@
-"""From raw events to rows: decode, take samples and events, keep one row per identity. Pure.
+"""From raw events to rows: decode, take samples, events and states, keep one row per identity. Pure.
 
 A measurement is (series, event time, sample key); what an event is, ``events.py`` says. When the same identity comes
 again, the later one by (Kafka time, position) wins, whatever the order in which they are seen.
@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from analytics_pipeline.assets.measurements.events import EventReader, Events
 from analytics_pipeline.assets.measurements.samples import SampleReader, Samples
+from analytics_pipeline.assets.measurements.states import StateReader, States
 from analytics_pipeline.assets.measurements.taken import Reader
 from analytics_pipeline.assets.raw_events.payload_bytes import Keys, duplicate_keys
 from analytics_pipeline.assets.raw_events.transform import ERROR_CHARACTERS, PAYLOAD_ERRORS, Rejection, explain
@@ -37,6 +38,7 @@ class Decoded:
 
     samples: Samples | None
     events: Events | None
+    states: States | None
     rejections: Mapping[int, Rejection]
 
 
@@ -44,17 +46,21 @@ def decode(payloads: Sequence[bytes], domain: Domain) -> Decoded:
     """The rows of raw payloads. A payload that cannot be read, or on which the domain fails, raises nothing."""
     samples = SampleReader(domain.samples) if domain.samples else None
     events = EventReader(domain.events) if domain.events else None
-    readers: list[Reader] = [reader for reader in (samples, events) if reader is not None]
+    states = StateReader(domain.states) if domain.states else None
+    readers: list[Reader] = [reader for reader in (samples, events, states) if reader is not None]
     rejections: dict[int, Rejection] = {}
     for first in range(0, len(payloads), CHUNK_PAYLOADS):
         _decode_chunk(payloads[first : first + CHUNK_PAYLOADS], first, domain, readers, rejections)
     twice = _with_duplicate_keys(payloads, domain, rejections)
     rejections |= twice
-    found = samples.result(twice, rejections) if samples else None
-    before = np.zeros(len(payloads), np.int64)
-    if found and events:
-        before += np.bincount(found.row, minlength=len(payloads))
-    return Decoded(found, events.result(twice, before) if events else None, rejections)
+    before = np.zeros(len(payloads) if len(readers) > 1 or not samples else 0, np.int64)
+    its_samples = samples.result(twice, rejections) if samples else None
+    if its_samples and len(before):
+        before = before + np.bincount(its_samples.row, minlength=len(before))
+    its_events = events.result(twice, before) if events else None
+    if its_events:
+        before = before + np.bincount(its_events.row, minlength=len(before))
+    return Decoded(its_samples, its_events, states.result(twice, before) if states else None, rejections)
 
 
 def decode_samples(payloads: Sequence[bytes], domain: Domain) -> Samples:

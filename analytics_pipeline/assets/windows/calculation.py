@@ -1,4 +1,4 @@
-"""normalized_measurements to the tables of window_aggregates: windows of samples, roll-ups of events."""
+"""normalized_measurements to the tables of window_aggregates: samples, events and states per window."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from analytics_pipeline.assets.windows import table
 from analytics_pipeline.assets.windows.rollup_windows import RollupWindows
 from analytics_pipeline.assets.windows.sample_windows import SampleWindows
 from analytics_pipeline.assets.windows.spec import SPEC
+from analytics_pipeline.assets.windows.state_windows import StateWindows
 from analytics_pipeline.assets.windows.window_table import (
     Rows,
     WindowTable,
@@ -33,7 +34,7 @@ from analytics_pipeline.assets.windows.window_table import (
 from analytics_pipeline.records import HOUR_S, HOUR_US, GateResult, Region
 from analytics_pipeline.storage.pending_work import Invalidation, Scope, merged_spans
 
-TABLES: tuple[WindowTable, ...] = (SampleWindows(), RollupWindows())
+TABLES: tuple[WindowTable, ...] = (SampleWindows(), RollupWindows(), StateWindows())
 
 #: By the index of a work, the series of which nothing is written.
 Withheld = dict[int, tuple[int, ...]]

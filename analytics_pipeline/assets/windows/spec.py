@@ -78,19 +78,50 @@ ROLLUPS = TableSpec(
     touched_sql=", updated_at = clock_timestamp()",
 )
 
+DURATIONS = TableSpec(
+    name="state_durations",
+    description="One row per series, window and state that it was in: for how long, up to the state clock.",
+    columns=(
+        Column("domain_id", "int4", "", "number of the domain"),
+        Column("window_s", "int4", "s", "length of the window"),
+        Column("bucket_start", "timestamptz", "", "begin of the window; the end is exclusive"),
+        Column("series_id", "int8", "", "number of the series: its metric is the kind of state"),
+        Column("state", "text", "", "the state"),
+        Column("duration_us", "int8", "µs", "time in this state within the window; whole, so that sums are exact"),
+    ),
+    key=("domain_id", "window_s", "bucket_start", "series_id", "state"),
+    time_column="bucket_start",
+    bookkeeping=_BOOKKEEPING,
+    touched_sql=", updated_at = clock_timestamp()",
+)
+
+CARRIED = TableSpec(
+    name="carried_states",
+    description="One row per series and hour: the state at the hour's end, which the next hour begins with.",
+    columns=(
+        Column("domain_id", "int4", "", "number of the domain"),
+        Column("bucket_start", "timestamptz", "", "begin of the hour"),
+        Column("series_id", "int8", "", "number of the series: its metric is the kind of state"),
+        Column("state", "text", "", "the state at the end of the hour"),
+    ),
+    key=("domain_id", "bucket_start", "series_id"),
+    time_column="bucket_start",
+)
+
 SPEC = AssetSpec(
     name="window_aggregates",
-    description="Per window: count, mean, deviation, extremes and percentiles of series, and roll-ups of events.",
+    description="Per window: count, mean, deviation, extremes and percentiles of series; events; durations of states.",
     group="measurements",
     kinds=frozenset({"polars", "postgres"}),
     code_version="1",
     reads=("normalized_measurements",),
-    tables=(TABLE, ROLLUPS),
+    tables=(TABLE, ROLLUPS, DURATIONS, CARRIED),
     edges=(
         Edge("anomalies"),
         Edge("anomalies", "look-back"),
         Edge("kpis"),
         Edge("window_aggregates", "longer windows"),
+        Edge("window_aggregates", "carried state"),
     ),
     plot="window_s = (SELECT min(window_s) FROM window_aggregates)",
 )

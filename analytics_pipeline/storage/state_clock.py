@@ -1,0 +1,85 @@
+"""Up to when the states of a domain have lasted: its watermark, written down.
+
+The watermark moves with every message, of whatever series, and what it passes is time in some state. So it is not read
+where durations are computed, but advanced here, together with the pending work for the hours that it passes: when
+nothing is pending, all durations go up to the same moment, and a rebuild finds it again. Never put back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+from analytics_pipeline.records import HOUR, HOUR_S, hour_of, to_us
+from analytics_pipeline.storage import pending_work
+from analytics_pipeline.storage.engine import Connection
+from analytics_pipeline.storage.locks import lock_domain_commits
+from analytics_pipeline.storage.pending_work import Invalidation, Scope
+
+
+def read(conn: Connection, domain_ids: Iterable[int]) -> dict[int, int]:
+    """The clock of each domain that has one, in microseconds, as this transaction sees it."""
+    with conn.cursor() as cursor:
+        cursor.execute("SELECT domain_id, until FROM state_clock WHERE domain_id = ANY(%s)", (sorted(set(domain_ids)),))
+        return {domain_id: to_us(until) for domain_id, until in cursor.fetchall()}
+
+
+def advance(conn: Connection, domains: Mapping[str, int]) -> int:
+    """Advances the clocks of some domains, by name and number, to their watermarks; returns how many hours were asked
+    for. Commits after each domain.
+
+    Whoever changes the windows of a domain commits before or after this, never beside it: it either finds the new
+    clock when it asks for the hours that its last states reach, or is found here.
+    """
+    hours = 0
+    for name, domain_id in sorted(domains.items()):
+        lock_domain_commits(conn, [domain_id])
+        hours += _advance_one(conn, name, domain_id)
+        conn.commit()
+    return hours
+
+
+def _advance_one(conn: Connection, name: str, domain_id: int) -> int:
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "SELECT w.watermark, c.until, f.floor_hour, "
+            "(SELECT min(event_time) FROM state_changes WHERE domain_id = %(domain_id)s) "
+            "FROM domain_watermark w LEFT JOIN state_clock c ON c.domain_id = %(domain_id)s "
+            "LEFT JOIN retention_floor f ON f.domain = w.domain AND f.asset = 'window_aggregates' "
+            "WHERE w.domain = %(name)s",
+            {"name": name, "domain_id": domain_id},
+        )
+        watermark, until, floor, first_change = cursor.fetchone() or (None, None, None, None)
+        if watermark is None or (until is not None and watermark <= until):
+            return 0
+        cursor.execute(
+            "INSERT INTO state_clock (domain_id, until) VALUES (%s, %s) "
+            "ON CONFLICT (domain_id) DO UPDATE SET until = EXCLUDED.until",
+            (domain_id, watermark),
+        )
+        since = until or first_change
+        if since is None:
+            return 0
+        begins = max(hour_of(since), floor or hour_of(since))
+        series = _series(cursor, domain_id, begins, watermark)
+    passed = [begins + HOUR * step for step in range(-((begins - watermark) // HOUR))] if series else []
+    scope = Scope(series=series, spans=((0, HOUR_S),))
+    pending_work.add(
+        conn,
+        [
+            Invalidation(asset="window_aggregates", domain_id=domain_id, hour=hour, scope=scope, reason="state clock")
+            for hour in passed
+        ],
+    )
+    return len(passed)
+
+
+def _series(cursor: Any, domain_id: int, begins: datetime, until: datetime) -> tuple[int, ...]:
+    """The series that are in some state between two moments: carried in, or changed in between."""
+    cursor.execute(
+        "SELECT series_id FROM carried_states WHERE domain_id = %s AND bucket_start = %s UNION "
+        "SELECT series_id FROM state_changes WHERE domain_id = %s AND event_time >= %s AND event_time < %s ORDER BY 1",
+        (domain_id, begins - HOUR, domain_id, begins, until),
+    )
+    return tuple(row[0] for row in cursor.fetchall())
