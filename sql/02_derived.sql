@@ -34,6 +34,7 @@ CREATE TABLE IF NOT EXISTS partition_state (
     hour        timestamptz NOT NULL,
     rows        bigint NOT NULL,
     rows_failed bigint NOT NULL,                 -- over its whole content, as the gate's limit counts
+    rows_superseded bigint NOT NULL DEFAULT 0,   -- passed the gate, and lost to a later one of the same identity
     status      text NOT NULL CHECK (status IN ('open', 'quarantined', 'released')),
     detail      jsonb NOT NULL DEFAULT '{}',
     run_id      text NOT NULL DEFAULT '',

@@ -178,7 +178,8 @@ SELECT asset, hour, d.domain,
        END AS state,
        coalesce(m.items, 0) AS pending_items,
        m.oldest_at AS oldest_pending_at,
-       p.rows, p.rows_failed, p.status AS gate, f.attempts, f.next_try_at, f.error AS last_error, p.updated_at
+       p.rows, p.rows_failed, p.status AS gate, f.attempts, f.next_try_at, f.error AS last_error, p.updated_at,
+       p.rows_superseded
 FROM partition_state p
 FULL JOIN pending m USING (asset, hour, domain_id)
 LEFT JOIN partition_failure f USING (asset, hour, domain_id)

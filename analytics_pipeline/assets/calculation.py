@@ -134,11 +134,13 @@ class Validated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """What a write did to one domain partition: rows that it holds now, rows written."""
+    """What a write did to one domain partition: rows that it holds now, rows written; of rows that passed the gate,
+    those that lost to a later one of the same identity, over its whole content."""
 
     rows: int
     written: int
     rows_failed: int = 0
+    rows_superseded: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

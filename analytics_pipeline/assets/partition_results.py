@@ -53,7 +53,7 @@ def is_released(work: Work) -> bool:
 
 
 def holds_rows(written: Written | None) -> bool:
-    return written is not None and bool(written.rows or written.rows_failed)
+    return written is not None and bool(written.rows or written.rows_failed or written.rows_superseded)
 
 
 def outcome_of(work: Work, validated: Validated, written: Written | None) -> DomainOutcome:
@@ -81,7 +81,13 @@ def state_of(work: Work, validated: Validated, written: Written | None) -> Parti
     else:
         # A released domain partition stays released while rows of it fail.
         status = "released" if is_released(work) and validated.rows_failed else "open"
-    return PartitionState(rows=written.rows, rows_failed=failed, status=status, detail=detail)
+    return PartitionState(
+        rows=written.rows,
+        rows_failed=failed,
+        rows_superseded=written.rows_superseded,
+        status=status,
+        detail=detail,
+    )
 
 
 def _detail(validated: Validated) -> dict[str, Any]:

@@ -26,10 +26,12 @@ ERROR_CHARACTERS = 2000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionState:
-    """What one domain partition holds. ``rows_failed`` counts over its whole content."""
+    """What one domain partition holds. ``rows_failed`` counts over its whole content; ``rows_superseded`` are those
+    that passed the gate and lost to a later one of the same identity."""
 
     rows: int = 0
     rows_failed: int = 0
+    rows_superseded: int = 0
     status: str = "open"
     detail: Mapping[str, Any] = field(default_factory=dict)
 
@@ -49,13 +51,15 @@ def read_states(connection: Connection, asset: str, hours: Sequence[datetime]) -
     """What an asset holds in some hours, by (domain number, hour)."""
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT domain_id, hour, rows, rows_failed, status, detail FROM partition_state "
+            "SELECT domain_id, hour, rows, rows_failed, rows_superseded, status, detail FROM partition_state "
             "WHERE hour = ANY(%s::timestamptz[]) AND asset = %s",
             (list(hours), asset),
         )
         return {
-            (domain_id, hour): PartitionState(rows=rows, rows_failed=failed, status=status, detail=detail)
-            for domain_id, hour, rows, failed, status, detail in cursor.fetchall()
+            (domain_id, hour): PartitionState(
+                rows=rows, rows_failed=failed, rows_superseded=superseded, status=status, detail=detail
+            )
+            for domain_id, hour, rows, failed, superseded, status, detail in cursor.fetchall()
         }
 
 
@@ -66,10 +70,11 @@ def write_states(connection: Connection, asset: str, states: Mapping[Key, Partit
     with connection.cursor() as cursor:
         execute_values(
             cursor,
-            "INSERT INTO partition_state (asset, domain_id, hour, rows, rows_failed, status, detail, run_id, "
-            "updated_at) VALUES %s ON CONFLICT (asset, domain_id, hour) DO UPDATE SET rows = EXCLUDED.rows, "
-            "rows_failed = EXCLUDED.rows_failed, status = EXCLUDED.status, detail = EXCLUDED.detail, "
-            "run_id = EXCLUDED.run_id, updated_at = EXCLUDED.updated_at",
+            "INSERT INTO partition_state (asset, domain_id, hour, rows, rows_failed, rows_superseded, status, detail, "
+            "run_id, updated_at) VALUES %s ON CONFLICT (asset, domain_id, hour) DO UPDATE SET rows = EXCLUDED.rows, "
+            "rows_failed = EXCLUDED.rows_failed, rows_superseded = EXCLUDED.rows_superseded, "
+            "status = EXCLUDED.status, detail = EXCLUDED.detail, run_id = EXCLUDED.run_id, "
+            "updated_at = EXCLUDED.updated_at",
             [
                 (
                     asset,
@@ -77,13 +82,14 @@ def write_states(connection: Connection, asset: str, states: Mapping[Key, Partit
                     hour,
                     one.rows,
                     one.rows_failed,
+                    one.rows_superseded,
                     one.status,
                     json.dumps(dict(one.detail)),
                     run_id,
                 )
                 for (domain_id, hour), one in sorted(states.items())
             ],
-            template="(%s, %s, %s, %s, %s, %s, %s, %s, clock_timestamp())",
+            template="(%s, %s, %s, %s, %s, %s, %s, %s, %s, clock_timestamp())",
             page_size=1000,
         )
 

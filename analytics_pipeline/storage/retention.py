@@ -57,6 +57,13 @@ _EXPIRING = (
         for table in spec.tables
     ),
 )
+#: Events that lost to one of the same id in an hour that goes now: they are the event from here on.
+_RESTORED = (
+    "INSERT INTO pending_work (asset, domain_id, hour, reason) "
+    "SELECT DISTINCT 'normalized_measurements', kept.domain_id, date_trunc('hour', kept.event_time, 'UTC'), "
+    "'event id expired' FROM event_identities gone JOIN event_identities kept USING (domain_id, identity) "
+    "WHERE gone.event_time < %(floor)s AND kept.event_time >= %(floor)s"
+)
 #: By arrival: a letter with an old time came just now, and somebody wants to see it.
 _BY_ARRIVAL = ("dead_letters",)
 #: Tables by hour.
@@ -193,6 +200,7 @@ def _delete_below(
     conn: Connection, floor: datetime, rows: dict[str, int], look_back: timedelta, stops: Mapping[str, datetime]
 ) -> None:
     with conn.cursor() as cursor:
+        cursor.execute(_RESTORED, {"floor": floor})
         for one in _EXPIRING:
             edge = one.edge(floor, look_back)
             cursor.execute(

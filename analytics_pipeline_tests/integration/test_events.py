@@ -8,10 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from itertools import permutations
 
+import psycopg2
 import pytest
 
 from analytics_pipeline.assets.derive import Deriver
 from analytics_pipeline.records import DERIVED, HOUR, hour_of
+from analytics_pipeline.storage.engine import connection
+from analytics_pipeline.storage.retention import expire
 from analytics_pipeline_tests.conftest import DatabaseServer, KafkaServer
 from analytics_pipeline_tests.domains import begin_anew, events, open_domains, topic_of
 from analytics_pipeline_tests.domains.copies import PRESS
@@ -59,10 +62,21 @@ def send(env: Environment, values: Sequence[bytes], kafka_s: int = 0, partition:
 def assert_right(env: Environment) -> None:
     """The tables are those of the reference, they are counted, and a rebuild changes no bit."""
     assert_settled(env.pipeline)
-    assert_events_equal_reference(env.pipeline, event_messages_of([one for one in env.sent if b'"what"' in one.value]))
-    assert_content_is_counted(env.pipeline)
+    messages = event_messages_of([one for one in env.sent if b'"what"' in one.value])
+    assert_events_equal_reference(env.pipeline, messages)
+    _assert_counted(env, len(messages))
     assert_live_equals_rebuild(env.pipeline)
+    _assert_counted(env, len(messages))
+
+
+def _assert_counted(env: Environment, messages: int) -> None:
+    """Every event that was sent is stored, or is counted as one that lost."""
     assert_content_is_counted(env.pipeline)
+    told = env.pipeline.query(
+        "SELECT coalesce(sum(rows), 0)::int, coalesce(sum(rows_superseded), 0)::int FROM partition_status "
+        "WHERE asset = 'normalized_measurements' AND domain = 'events'"
+    )
+    assert sum(told[0]) == messages
 
 
 def some_events(rng: random.Random, count: int) -> list[bytes]:
@@ -102,6 +116,27 @@ def _settle_in_some_order(env: Environment, rng: random.Random) -> None:
         env.pipeline.deriver.derive_hours(asset, rng.sample(ALL, rng.randrange(1, 4)), "incremental", "test")
 
 
+def test_a_slice_that_crashes_before_its_commit_leaves_nothing_and_is_done_again(env: Environment) -> None:
+    rng = random.Random(3)
+    for _ in range(2):
+        send(env, some_events(rng, 40))
+        env.drain()
+        for asset in DERIVED[:2]:
+            stored = env.pipeline.snapshot()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(env.pipeline.deriver.protocol, "_commit", _crash)
+                with pytest.raises(psycopg2.OperationalError, match="gone"):
+                    env.pipeline.deriver.derive_hours(asset, ALL, "incremental", "test")
+            assert env.pipeline.snapshot() == stored
+            env.pipeline.deriver.derive_hours(asset, ALL, "incremental", "test")
+    env.pipeline.settle()
+    assert_right(env)
+
+
+def _crash(_connection: object) -> None:
+    raise psycopg2.OperationalError("the server is gone")
+
+
 # ---------------------------------------------------------------------- one id in several hours
 
 
@@ -124,6 +159,24 @@ def test_an_id_that_moves_within_its_hour_leaves_nothing_behind(env: Environment
         env.drain()
         env.pipeline.settle()
     assert_right(env)
+
+
+def test_an_event_that_lost_to_one_in_an_expired_hour_is_the_event_again(env: Environment) -> None:
+    for at in (0, 1):
+        send(env, [events.message(ALL[at] + timedelta(minutes=5), "a", id="e")], kafka_s=-at)
+        send(env, [events.message(ALL[at] + timedelta(minutes=5), "a", id=f"own-{at}")])
+    env.drain()
+    env.pipeline.settle()
+    assert env.pipeline.query("SELECT event_time FROM normalized_events WHERE event_id = 'e'") == [
+        (ALL[0] + timedelta(minutes=5),)
+    ]
+    with connection(env.pipeline.engine) as conn:
+        expire(conn, ["events", "press"], ALL[1] + timedelta(days=1), 1)
+    env.pipeline.settle()
+    assert env.pipeline.query("SELECT event_time FROM normalized_events WHERE event_id = 'e'") == [
+        (ALL[1] + timedelta(minutes=5),)
+    ]
+    assert_live_equals_rebuild(env.pipeline)
 
 
 def test_two_slices_that_meet_one_id_at_once_leave_it_in_one_hour(env: Environment) -> None:

@@ -46,6 +46,7 @@ class _Tally:
     """What became of the rows of one domain partition, over all tables and chunks of the slice."""
 
     gate: GateResult
+    passed: int = 0
     unreadable: int = 0
     dead_letters: list[DeadLetter] = field(default_factory=list)
 
@@ -144,6 +145,7 @@ def _validate(
     part = np.concatenate([chunk.works for chunk in chunks])
     for tally, result in zip(gathered.tallies, split_gate(gate, part, gathered.works), strict=True):
         tally.gate = tally.gate.followed_by(result) if tally.gate.rows else result
+        tally.passed += result.rows - len(result.reasons)
     failed = np.zeros(len(part), np.bool_)
     failed[list(gate.reasons)] = True
     first = 0
@@ -253,11 +255,22 @@ def _write(
     may_fail = [w for at, w in enumerate(works) if w in chosen and (w.state.rows_failed or tallies[at].dead_letters)]
     failed = table.count_dead_letters(context.connection, may_fail)
     results = {
-        work.key: Written(rows=int(held[at]), written=int(written[at]), rows_failed=failed.get(work.key, 0))
+        work.key: Written(
+            rows=int(held[at]),
+            written=int(written[at]),
+            rows_failed=failed.get(work.key, 0),
+            rows_superseded=_superseded(work, tallies[at], int(held[at])),
+        )
         for at, work in enumerate(works)
         if work.key in accepted
     }
     return results, stale
+
+
+def _superseded(work: Work, tally: _Tally, rows: int) -> int:
+    """Every row that passed the gate is stored, or lost to a later one of its identity."""
+    before = 0 if work.whole else work.state.rows + work.state.rows_superseded
+    return before + tally.passed - rows
 
 
 def _rows(gathered: _Slice, normalized: NormalizedTable[Any], accepted: frozenset[Key]) -> pl.DataFrame:

@@ -33,13 +33,14 @@ class SampleWindows(WindowTable):
         return [Rows(TABLE, *Sizes(TABLE, _merged).levels(context, fed, base))]
 
     def stale(self, context: Context, write: Write) -> list[Invalidation]:
-        works, (done,) = write.works, write.of(TABLE)
+        (done,) = write.of(TABLE)
+        fed = [work for work in write.works if work.domain.samples]
         base_s = context.settings.base_window_s
         before, after = (rows.filter(pl.col("window_s") == base_s) for rows in (done.stored, done.wanted))
         return [
-            *stale_after(context, works, Parts(works), done.replaced.changed),
-            *_stale_beside_withheld(context, works, write.withheld),
-            *stale_in_other_hours(context, works, before, after, base_s),
+            *stale_after(context, fed, Parts(fed), done.replaced.changed),
+            *_stale_beside_withheld(context, write.works, write.withheld),
+            *stale_in_other_hours(context, fed, before, after, base_s),
         ]
 
 
