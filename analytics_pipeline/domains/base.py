@@ -155,6 +155,10 @@ class Domain:
     event_identity: tuple[str, ...] = EVENT_CONTENT
     states: Callable[[Any], Sequence[tuple[SeriesTuple, str]]] | None = None
 
+    def __post_init__(self) -> None:
+        if not (self.samples or self.events or self.states):
+            raise ValueError(f"domain {self.name!r} yields nothing: give it samples, events or states")
+
     @property
     def history(self) -> timedelta:
         """How far back of an hour what is computed for it may look: at earlier windows, and their last samples."""

@@ -19,13 +19,14 @@ from dagster import (
 from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.scheduler.instigation import SensorInstigatorData
 
+from analytics_pipeline.assets.windows import state_clock
 from analytics_pipeline.orchestration.partitions import last_partition_hour
 from analytics_pipeline.orchestration.prune import prune, summary
 from analytics_pipeline.orchestration.reporting import Cursor
 from analytics_pipeline.orchestration.resources import Pipeline
 from analytics_pipeline.orchestration.retention_reports import report_expired
 from analytics_pipeline.orchestration.sensors import SENSOR_NAME
-from analytics_pipeline.storage import outcomes, state_clock
+from analytics_pipeline.storage import outcomes
 from analytics_pipeline.storage.batches import coalesce
 from analytics_pipeline.storage.domain_numbers import DomainNumbers
 from analytics_pipeline.storage.pending_work import batches_named
@@ -106,7 +107,7 @@ def retention() -> None:
 
 @op(description="Advances the clock of states to the watermarks, and asks for the hours that it passes.")
 def advance_states(context: OpExecutionContext, pipeline: ResourceParam[Pipeline]) -> None:
-    """See ``storage.state_clock``."""
+    """See ``assets.windows.state_clock``."""
     names = [domain.name for domain in pipeline.domains if domain.states]
     with pipeline.connection() as conn:
         hours = state_clock.advance(conn, DomainNumbers(pipeline.engine).numbers(names)) if names else 0

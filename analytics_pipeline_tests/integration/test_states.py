@@ -13,8 +13,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from analytics_pipeline.assets.windows import state_clock
 from analytics_pipeline.records import DERIVED, HOUR, hour_of
-from analytics_pipeline.storage import state_clock
 from analytics_pipeline.storage.domain_numbers import DomainNumbers
 from analytics_pipeline.storage.engine import connection
 from analytics_pipeline.storage.pending_work import actionable_hours

@@ -15,12 +15,13 @@ import polars as pl
 from analytics_pipeline.assets import regions as area
 from analytics_pipeline.assets.calculation import Context, Key, Work
 from analytics_pipeline.assets.measurements.spec import STATES
+from analytics_pipeline.assets.windows import state_clock
 from analytics_pipeline.assets.windows.durations import carried_on, hour_durations, merge_durations
 from analytics_pipeline.assets.windows.levels import Level, Sizes
 from analytics_pipeline.assets.windows.spec import CARRIED, DURATIONS
 from analytics_pipeline.assets.windows.window_table import Rows, WindowTable, Write
 from analytics_pipeline.records import HOUR, HOUR_S, HOUR_US, Region, to_us
-from analytics_pipeline.storage import state_clock, table_io
+from analytics_pipeline.storage import table_io
 from analytics_pipeline.storage.pending_work import MAX_SERIES, Invalidation, Scope
 from analytics_pipeline.tables import TableSpec
 
