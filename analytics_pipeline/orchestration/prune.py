@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dagster import DagsterInstance
-from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
+from dagster_postgres.event_log import PostgresEventLogStorage
 from sqlalchemy import Connection, text
 
 from analytics_pipeline.errors import PipelineError
@@ -123,7 +123,7 @@ def prune(instance: DagsterInstance, before: datetime, *, return_space: bool = F
         PipelineError: Dagster's storage is not PostgreSQL.
     """
     storage = instance.event_log_storage
-    if not isinstance(storage, SqlEventLogStorage) or type(storage).__module__.split(".")[0] != "dagster_postgres":
+    if not isinstance(storage, PostgresEventLogStorage):
         raise PipelineError("Dagster's storage is pruned on PostgreSQL only: see 'storage' in dagster.yaml")
     with storage.index_connection() as conn:  # in autocommit: each statement is a transaction
         pruned = Pruned(_rows(conn), _bytes(conn))

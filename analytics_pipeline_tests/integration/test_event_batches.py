@@ -61,7 +61,7 @@ def run(instance: DagsterInstance, *, batched: bool) -> str:
     partitions = StaticPartitionsDefinition(KEYS)
 
     @multi_asset(
-        specs=[AssetSpec(name=ASSET, partitions_def=partitions)],
+        specs=[AssetSpec(ASSET, partitions_def=partitions)],
         check_specs=[AssetCheckSpec("gate", asset=ASSET, partitions_def=partitions)],
         partitions_def=partitions,
         backfill_policy=BackfillPolicy.single_run(),
