@@ -1,5 +1,5 @@
 # Everything a person needs, from a fresh clone on Debian or Ubuntu with Python 3.11 to 3.13 and make.
-# Stays out: anything that `analytics-pipeline --help` does once the environment is there.
+# Not here: anything that `analytics-pipeline --help` does once the environment is there.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +11,7 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 	$$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
 	&& { echo $$name; break; }; done)
 
-# The import-direction test by itself, for lint.
+# The import-direction test alone, for lint.
 IMPORT_TEST := analytics_pipeline_tests/unit/test_imports.py
 
 .DEFAULT_GOAL := help

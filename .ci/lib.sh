@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034
-# Shell functions that kafka.sh and timescaledb.sh share. Stays out: anything about one server.
+# Shell functions that kafka.sh and timescaledb.sh share. Not here: anything about one server.
 
 ROOT_DIR=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 STATE_DIR=${CI_STATE_DIR:-$ROOT_DIR/.state/ci}

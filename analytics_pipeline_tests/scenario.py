@@ -233,7 +233,7 @@ class Scenario:
             try:
                 create_topics(self.env.settings.kafka_brokers, [topic], PARTITIONS)
                 return
-            except KafkaException:  # the deletion goes on in the background
+            except KafkaException:  # the deletion continues in the background
                 continue
         raise AssertionError(f"{topic} cannot be made again")
 

@@ -1,4 +1,4 @@
-"""Puts streams into Kafka, flat out or at a set rate, and reads them back. Measures nothing by itself."""
+"""Puts streams into Kafka, flat out or at a set rate, and reads them back. Measures nothing on its own."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The whole stack as ``analytics-pipeline up`` starts it, fed at a set rate and watched from outside.
 
-The database is the benchmark's, the rest of the stack its own. Measures nothing by itself.
+The database is the benchmark's, the rest of the stack its own. Measures nothing on its own.
 """
 
 from __future__ import annotations

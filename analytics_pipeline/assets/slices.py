@@ -21,7 +21,7 @@ def compose(keys: Iterable[Key], rows: Callable[[Key], int], live_from: datetime
     """Slices of domain partitions, hours ascending.
 
     A live hour shares its slice with live hours only, whoever asked: nothing older may hold its lock for long. A
-    domain partition that passes the budget alone is a slice by itself.
+    domain partition that passes the budget is a slice of its own.
     """
     slices: list[list[Key]] = []
     held = 0

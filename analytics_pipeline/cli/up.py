@@ -156,7 +156,7 @@ def _stream(session: Session, producer: Producer, screen: _Screen, *, stream: bo
 def _progress(session: Session) -> tuple[str, int | None]:
     """In words, and the hours that are pending; None while nothing was drained, or the database does not answer.
 
-    The database may recover from a killed session, which ends all others: the pipeline goes on when it is back.
+    The database may recover from a killed session, which ends all others: the pipeline continues when it is back.
     """
     import psycopg2
     from sqlalchemy.exc import SQLAlchemyError

@@ -64,7 +64,7 @@ class BrokerServer:
         """Out of reach: connections stay open, nothing is answered, until ``thaw``.
 
         Raises:
-            EmbeddedServerError: it goes on all the same.
+            EmbeddedServerError: it keeps running all the same.
         """
         if self._child is None:
             return
@@ -73,7 +73,7 @@ class BrokerServer:
         deadline = time.monotonic() + FREEZE_TIMEOUT_S
         while not _stopped(self._child.pid):
             if time.monotonic() > deadline:
-                raise EmbeddedServerError(f"the broker goes on {FREEZE_TIMEOUT_S:.0f} s after SIGSTOP")
+                raise EmbeddedServerError(f"the broker keeps running {FREEZE_TIMEOUT_S:.0f} s after SIGSTOP")
             time.sleep(0.01)
 
     def thaw(self) -> None:

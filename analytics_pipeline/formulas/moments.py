@@ -9,7 +9,7 @@ variances", COMPSTAT 1982, in the form for many parts at once, which depends on 
     n = sum n_i     mean = sum n_i mean_i / n     M2 = sum M2_i + sum n_i (mean_i - mean)^2
 
 Every figure of a group depends on that group's own items in their order, and on nothing else in the array:
-``np.add.reduceat`` sums each slice by itself, pairwise within it. A rebuild of an hour therefore gives the
+``np.add.reduceat`` sums each slice separately, pairwise within it. A rebuild of an hour therefore gives the
 very bits that the live run gave for one minute of it.
 """
 

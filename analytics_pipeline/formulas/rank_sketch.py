@@ -279,7 +279,7 @@ def _alike(key: Ints) -> list[Ints]:
 
 
 def _segments(sort: Callable[..., npt.NDArray[Any]], values: Floats, starts: Ints) -> npt.NDArray[Any]:
-    """`np.sort`, or `np.argsort` with indices into ``values``, of each segment by itself.
+    """`np.sort`, or `np.argsort` with indices into ``values``, of each segment separately.
 
     Neither is stable: only equal values change places by that, and those cannot be told apart.
     """

@@ -118,7 +118,7 @@ def _latest_materialization(
 
 
 def drained_check_result(key: str, batch_hours: Sequence[BatchHour], totals: RawTotals) -> AssetCheckEvaluation:
-    """What the drain rejected in one hour, over the hour's whole content. Never an error: the drain goes on."""
+    """What the drain rejected in one hour, over the hour's whole content. Never an error: the drain continues."""
     rejected = totals.dead_letters
     return AssetCheckEvaluation(
         asset_key=AssetKey(RAW_EVENTS),

@@ -1,6 +1,6 @@
 """Signs of life of runs, kept in Valkey: workers refresh them, the launcher reads them. Knows no Celery.
 
-A run is alive while its key exists. The key goes away by itself when the worker dies, however it dies.
+A run is alive while its key exists. The key expires when the worker dies, however it dies.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 REFRESH_S = 2.0
 TIME_TO_LIVE_S = 12
 
-#: A run that was asked to stop has this long to end by itself, then its process is killed.
+#: A run that was asked to stop has this long to end, then its process is killed.
 STOP_GRACE_S = 10.0
 
 #: A child is silent for so long, after its key expired, before its worker kills it. Its first sign of life comes

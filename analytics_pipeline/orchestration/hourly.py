@@ -1,7 +1,7 @@
 """Runs one asset over the hours of a run, and reports each hour as it really is. Knows no asset's content.
 
 Dagster reports a range run as a whole: every partition materialized, and one check result without a partition
-that leaves the planned ones open. Here each hour is reported by itself. What was committed by a run that did not live
+that leaves the planned ones open. Here each hour is reported separately. What was committed by a run that did not live
 to report it, the next tick of the sensor reports: see ``outcome_reports``.
 """
 

@@ -104,7 +104,7 @@ def _note(conn: Connection, groups: Iterable[Group]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _ByRun:
-    """(asset, partition) that a run reported by itself. A verdict is the last that it says of an hour."""
+    """(asset, partition) that a run reported. A check result is the last that it says of an hour."""
 
     materialized: Collection[tuple[str, str | None]]
     judged: Collection[tuple[str, str | None]]

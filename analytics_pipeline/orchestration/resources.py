@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from analytics_pipeline.assets.raw_events.drain_loop import DrainLoop
     from analytics_pipeline.domains import Registry
 
-#: Held for as long as a tick drains. A tick that Dagster gave up waiting for goes on in its thread: the next
+#: Held for as long as a tick drains. A tick that Dagster gave up waiting for continues in its thread: the next
 #: one must not share its consumer.
 DRAIN_LOCK = threading.Lock()
 
@@ -100,7 +100,7 @@ class Pipeline:
         return self._derivers[pid]
 
     def rebuild_raw_hours(self, hours: Sequence[datetime], run_id: str) -> DerivedHours:
-        """Hours of raw events, read again from Kafka, each committed by itself; one that fails stops no other."""
+        """Hours of raw events, read again from Kafka, each committed separately; one that fails stops no other."""
         from analytics_pipeline.assets.raw_events.rebuild import rebuild_raw
 
         done = DerivedHours()

@@ -154,7 +154,7 @@ def _drain(pipeline: Pipeline, now: datetime, *, linger: bool) -> tuple[str, int
         else:
             outcome = drain_once(pipeline, now)
     except PipelineError as error:
-        # What is pending goes on without the broker.
+        # What is pending continues without the broker.
         log.warning("drain failed", error=str(error))
         return f"not drained: {error}", 0
     if outcome is None:

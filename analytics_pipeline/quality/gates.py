@@ -4,7 +4,7 @@ What is expected is not said here but in ``suites.py`` and by the domains. No SQ
 
 Great Expectations costs about 5 ms an expectation before it looks at a row, and as much again to say which rows
 fail. So all ranges of a suite are first put together as one column, which counts the ranges that a row is outside of,
-and one expectation about it; each is asked about by itself only where that fails. Of the others a gate asks for pass
+and one expectation about it; each is asked about separately only where that fails. Of the others a gate asks for pass
 or fail first, and for the rows only of what failed.
 """
 

@@ -129,7 +129,7 @@ class KafkaCluster:
         """The error to raise when nobody answers."""
         return BrokerUnreachableError(
             f"Kafka at {self._settings.kafka_brokers} does not answer ({detail}); "
-            "check KAFKA_BROKERS and that the broker runs; reading goes on where it stopped"
+            "check KAFKA_BROKERS and that the broker runs; reading continues where it stopped"
         )
 
 

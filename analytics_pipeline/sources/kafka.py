@@ -299,7 +299,7 @@ class LogReader:
         if key not in self._positions:
             if error.fatal():
                 raise self.cluster.unreachable(str(error))
-            return  # of the client as a whole: it tries again by itself, and silence says when that is in vain
+            return  # of the client as a whole: it tries again automatically, and silence says when that is in vain
         self._silent.discard(key)
         self._reached.add(key)
         if code == KafkaError._PARTITION_EOF:
@@ -361,7 +361,7 @@ class LogReader:
 
 
 def _differs(before: TopicInfo | None, now: TopicInfo | None) -> bool:
-    """Whether a client would have to learn of it: that a leader is away for a while it learns by itself."""
+    """Whether a client would have to learn of it: that a leader is away for a while it learns automatically."""
     if before is None or now is None:
         return before is not now
     partitions = [sorted(one.partitions + one.leaderless) for one in (before, now)]

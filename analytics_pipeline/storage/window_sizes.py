@@ -45,7 +45,7 @@ def adopt(conn: Connection, sizes_s: Sequence[int]) -> str | None:
     """Make these the sizes of the database; returns what that means for a person, if anything. Commits.
 
     Windows of sizes that are no longer wanted are deleted, and every hour that holds measurements is asked for: its
-    windows are computed again as backfill, while live data goes on.
+    windows are computed again as backfill, while live data continues.
     """
     held = stored(conn)
     if held == tuple(sizes_s):

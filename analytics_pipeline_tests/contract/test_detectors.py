@@ -1,6 +1,6 @@
 """What holds for every detector, present and future, and the false-alarm rates that two of them state.
 
-A detector is found by itself, as a subclass in ``detectors/``; one whose constructor needs arguments would
+A detector is found automatically, as a subclass in ``detectors/``; one whose constructor needs arguments would
 have to be given here.
 """
 

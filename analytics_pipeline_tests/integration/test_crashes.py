@@ -56,7 +56,7 @@ def send_stream(env: Environment, minutes: range, sensors: int = 2) -> None:
 
 
 def finish(env: Environment) -> None:
-    """A fresh process goes on, as the next tick and the next runs do."""
+    """A fresh process continues, as the next tick and the next runs do."""
     env.renew()
     env.drain()
     env.pipeline.settle()
@@ -149,7 +149,7 @@ def test_postgres_may_stop_at_once_during_drain_and_derive(
         with pytest.raises(Exception, match=r"(?i)connect"):  # it is still gone
             env.pipeline.tick()
         own_postgres.restart()
-        env.drain()  # the same process goes on
+        env.drain()  # the same process continues
 
         for asset in DERIVED:
             env.pipeline.deriver.derive(asset, hour_of(datetime.now(UTC)) - 3 * HOUR, "incremental", "test")
@@ -196,7 +196,7 @@ def test_a_broker_out_of_reach_for_ten_seconds_is_said_and_then_read_on(
             env.pipeline.settle()  # what is in the database is computed meanwhile
         assert ticks >= 1
         own_broker.thaw()
-        env.drain()  # the same process goes on
+        env.drain()  # the same process continues
         env.pipeline.settle()
         assert_invariants(env)
 

@@ -1,4 +1,4 @@
-"""Workers that die, queues that forget: what Dagster is told, and that the hour goes on by itself."""
+"""Workers that die, queues that forget: what Dagster is told, and that the hour continues automatically."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_a_thawed_worker_does_not_turn_its_failed_run_to_success(env: Environmen
     os.kill(worker, signal.SIGCONT)
     env.wait_until_settled(hour)
     assert env.ui.run(run_id)["status"] == "FAILURE"
-    env.wait_until_idle()  # nothing goes on for ever
+    env.wait_until_idle()  # nothing continues for ever
 
 
 def test_a_canceled_backfill_of_200_hours_ends_all_its_runs_soon(env: Environment) -> None:

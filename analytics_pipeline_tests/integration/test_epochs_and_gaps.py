@@ -59,7 +59,7 @@ def recreate(env: Environment, kafka_broker: KafkaServer, partitions: int) -> No
         try:
             create_topics(env.settings.kafka_brokers, [env.topic], partitions)
             break
-        except KafkaException:  # the deletion goes on in the background
+        except KafkaException:  # the deletion continues in the background
             assert time.monotonic() < deadline
             time.sleep(0.1)
     if kafka_broker.embedded is not None:

@@ -27,7 +27,7 @@ from analytics_pipeline_tests.domains import begin_anew
 from analytics_pipeline_tests.environments import Environment
 from analytics_pipeline_tests.pipeline import reading
 
-#: Longer than any test waits for something to happen, so that a run that lingers does not end by itself.
+#: Longer than any test waits for something to happen, so that a run that lingers does not end on its own.
 LONG_S = 60.0
 PATIENCE_S = 20.0
 #: A lost notification may delay by a second, and the machine is busy.

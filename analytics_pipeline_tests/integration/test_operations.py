@@ -178,7 +178,7 @@ def test_pruning_takes_the_events_of_a_run_that_a_person_deleted(
     deleted, kept = (create_run_for_test(instance, status=DagsterRunStatus.STARTED) for _ in range(2))
     for run in (deleted, kept):
         instance.report_engine_event("working", run)
-    # In Dagster's page: its worker goes on, and reports events of a run that is no more.
+    # In Dagster's page: its worker continues, and reports events of a run that is no more.
     fetch(database_settings, "DELETE FROM analytics_dagster.runs WHERE run_id = %s", deleted.run_id)
     prune(instance, datetime.now(UTC) - timedelta(days=1))
     assert instance.all_logs(deleted.run_id)

@@ -181,7 +181,7 @@ def test_a_late_report_shows_the_hour_as_it_is_by_now(env: Environment, instance
 def test_two_reporters_at_once_report_each_commit_once(
     env: Environment, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A tick that Dagster gave up waiting for goes on beside the next one."""
+    """A tick that Dagster gave up waiting for continues beside the next one."""
     drain(env, "press", 1.0)
     env.pipeline.deriver.derive_hours(ASSET, [START], "incremental", "killed")
     inside, real = Gate(), outcome_reports._report

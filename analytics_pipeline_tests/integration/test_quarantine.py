@@ -1,4 +1,4 @@
-"""Quarantine holds back what failed and nothing beside it, and ends by itself when better input comes."""
+"""Quarantine holds back what failed and nothing beside it, and ends automatically when better input comes."""
 
 from __future__ import annotations
 

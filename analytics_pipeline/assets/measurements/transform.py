@@ -83,7 +83,7 @@ def _decode_chunk(
         objects = map(read, payloads) if len(readers) == 1 else list(map(read, payloads))
         columns = [reader.columns(list(map(reader.take, objects)), first) for reader in readers]
     except Exception:  # noqa: BLE001
-        # One of them cannot be read, or the domain fails on it: each by itself, so that the others are.
+        # One of them cannot be read, or the domain fails on it: one by one, so that the others are.
         taken = [_each(payload, at, read, readers, rejections) for at, payload in enumerate(payloads, first)]
         columns = [reader.columns([row[at] for row in taken], first) for at, reader in enumerate(readers)]
     for reader, its in zip(readers, columns, strict=True):

@@ -115,7 +115,7 @@ class Drain:
                 plausibility is classified against its arrival.
 
         Raises:
-            BrokerUnreachableError: nothing was moved; the next tick goes on.
+            BrokerUnreachableError: nothing was moved; the next tick continues.
             OffsetConflictError: another drain was first; nothing was written twice.
         """
         began, started = self._clock(), time.monotonic()

@@ -1,7 +1,7 @@
 """Drains on between two ticks of the sensor: a commit about every second, in a thread that each tick keeps alive.
 
 The daemon looks every five seconds; waiting for it would be nearly all of the delay from Kafka to the database. When
-no tick comes any more (the sensor is off, the daemon is gone), the thread ends by itself, ``LINGER_S`` after the
+no tick comes any more (the sensor is off, the daemon is gone), the thread ends, ``LINGER_S`` after the
 last one. It may die at any moment: what counts is in the database.
 """
 

@@ -1,7 +1,7 @@
 """What can be told of payloads from their bytes, many at once: are they UTF-8, does a key stand there twice.
 
 Every message passes here, so payloads are looked at joined, a few hundred kilobytes at a time; a payload is
-looked at by itself only where its neighbourhood is suspicious. Pure; knows no domain.
+looked at separately only where its neighbourhood is suspicious. Pure; knows no domain.
 """
 
 from __future__ import annotations

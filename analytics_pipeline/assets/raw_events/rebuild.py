@@ -96,7 +96,7 @@ def rebuild_raw(settings: Settings, engine: Engine, domains: Registry, hour: dat
                 continue
             for change in changes:
                 touched |= _apply(conn, change, numbers[name])
-        lock_raw_commits(conn)  # only now: the drain goes on while Kafka is read again
+        lock_raw_commits(conn)  # only now: the drain continues while Kafka is read again
         outcomes = [_recount(conn, numbers[name], name, hour, touched, run_id) for name in sorted(kept)]
         conn.commit()
     outcomes = [replace(one, quarantined=one.domain in failed) for one in outcomes]

@@ -25,7 +25,7 @@ from analytics_pipeline.storage import table_io
 from analytics_pipeline.storage.pending_work import MAX_SERIES, Invalidation, Scope
 from analytics_pipeline.tables import TableSpec
 
-#: Hours that are asked for at once when a state reaches beyond the slice: a change of months ago goes on a day at a
+#: Hours that are asked for at once when a state reaches beyond the slice: a change of months ago continues a day at a
 #: time, and one that ends sooner costs a day's hours of its series.
 HOURS_AHEAD = 24
 
