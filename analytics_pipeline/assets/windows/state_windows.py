@@ -7,7 +7,7 @@ once, beyond it by pending work. Nothing looks further back than one hour.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -66,6 +66,7 @@ class StateWindows(WindowTable):
         if not changed:
             return []
         fed = [work for work in write.works if work.domain.states]
+        seen = state_clock.read(context.connection, [work.domain_id for work in fed])
         with context.committed() as conn:
             clocks = state_clock.read(conn, [work.domain_id for work in fed])
         last = changed[0].group_by("domain_id", "bucket_start_us").agg(pl.col("series_id").sort())
@@ -75,7 +76,7 @@ class StateWindows(WindowTable):
             if work.domain.states:
                 its = series.get((work.domain_id, work.hour_us), ())
                 found += _later_hours(write, at, its, clocks.get(work.domain_id, 0))
-        return found
+        return [*found, *_passed_meanwhile(fed, series, seen, clocks)]
 
 
 def _merged(children: pl.DataFrame, size_s: int, _base_s: int) -> pl.DataFrame:
@@ -190,6 +191,32 @@ def _later_hours(write: Write, at: int, changed: tuple[int, ...], until_us: int)
         if not changed or to_us(later[1]) >= until_us or later in inside:
             break
         found.append(_stale(later, changed if len(changed) <= MAX_SERIES else None))
+    return found
+
+
+def _passed_meanwhile(
+    works: Sequence[Work],
+    changed: Mapping[tuple[int, int], tuple[int, ...]],
+    seen: Mapping[int, int],
+    clocks: Mapping[int, int],
+) -> list[Invalidation]:
+    """The slice's own hours that the clock passed after the snapshot: they were computed up to the clock of before, and
+    who advanced it asked for the series that it saw, not for those that this slice brings.
+
+    Args:
+        changed: by domain and hour, the series whose state at the end of that hour is another one now.
+        seen, clocks: as the snapshot saw them, and as they are committed now.
+    """
+    found = []
+    for work in works:
+        before, now = (its.get(work.domain_id, 0) for its in (seen, clocks))
+        if now > before and before - HOUR_US < work.hour_us < now:
+            handed_on = [its for (domain_id, _), its in changed.items() if domain_id == work.domain_id]
+            series = _united([_asked(work), *map(frozenset, handed_on)])
+            if series is None or len(series) > MAX_SERIES:
+                found.append(_stale(work.key, None))
+            elif series:
+                found.append(_stale(work.key, tuple(sorted(series))))
     return found
 
 
