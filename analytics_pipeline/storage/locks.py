@@ -24,6 +24,8 @@ LOCK_TIMEOUT_MS = 60_000
 MAX_LOCKS = 256
 
 _RAW_COMMIT = 0x6472_6169_6E
+#: What `lock_domain_commits` is told by those who change which event an id is: windows may be committed meanwhile.
+EVENT_IDENTITIES = "event identities"
 
 Key = tuple[int, datetime]
 

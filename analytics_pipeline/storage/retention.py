@@ -18,6 +18,7 @@ from analytics_pipeline.records import DERIVED, HOUR, RAW_EVENTS, AssetName, hou
 from analytics_pipeline.storage import chunks, window_sizes
 from analytics_pipeline.storage.engine import Connection
 from analytics_pipeline.storage.input_versions import raise_version
+from analytics_pipeline.storage.locks import EVENT_IDENTITIES, lock_domain_commits
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,11 +197,23 @@ def _hours_below(conn: Connection, floor: datetime) -> list[tuple[str, datetime]
         return list(cursor.fetchall())
 
 
+def _restore_events(conn: Connection, floor: datetime, rows: dict[str, int]) -> None:
+    """Deletes identities below the floor, and asks for the hours whose events lost to one of them. Commits: whoever
+    decides meanwhile which event an id is waits, and holds rows that are deleted next."""
+    with conn.cursor() as cursor:
+        cursor.execute("SELECT DISTINCT domain_id FROM event_identities WHERE event_time < %s", (floor,))
+        lock_domain_commits(conn, [row[0] for row in cursor.fetchall()], EVENT_IDENTITIES)
+        cursor.execute(_RESTORED, {"floor": floor})
+        cursor.execute("DELETE FROM event_identities WHERE event_time < %s", (floor,))
+        rows["event_identities"] = rows.get("event_identities", 0) + cursor.rowcount
+    conn.commit()
+
+
 def _delete_below(
     conn: Connection, floor: datetime, rows: dict[str, int], look_back: timedelta, stops: Mapping[str, datetime]
 ) -> None:
+    _restore_events(conn, floor, rows)
     with conn.cursor() as cursor:
-        cursor.execute(_RESTORED, {"floor": floor})
         for one in _EXPIRING:
             edge = one.edge(floor, look_back)
             cursor.execute(

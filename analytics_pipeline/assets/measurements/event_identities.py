@@ -18,12 +18,10 @@ from analytics_pipeline.assets.calculation import Context, Key, Parts, Work
 from analytics_pipeline.assets.measurements import table
 from analytics_pipeline.assets.measurements.spec import EVENT_IDENTITIES, EVENTS
 from analytics_pipeline.records import HOUR_US, from_us
-from analytics_pipeline.storage import table_io
+from analytics_pipeline.storage import locks, table_io
 from analytics_pipeline.storage.engine import Connection
 from analytics_pipeline.storage.pending_work import Invalidation
 
-#: What the lock is called: windows of the domain may be committed meanwhile.
-LOCK = "event identities"
 #: Identities that one statement looks up.
 LOOKED_UP_AT_ONCE = 5_000
 
@@ -60,7 +58,7 @@ def decide(context: Context, works: Sequence[Work], rows: pl.DataFrame) -> Decid
     if own.is_empty() and gone.is_empty():
         return Decided(rows, EVENTS.empty(("domain_id", "event_time")))
     wanted = pl.concat([frame.select(_EVENT) for frame in (own, gone)]).unique()
-    context.serialize_commits(wanted["domain_id"].unique().to_list(), LOCK)
+    context.serialize_commits(wanted["domain_id"].unique().to_list(), locks.EVENT_IDENTITIES)
     with context.committed() as conn:
         before = _known(conn, wanted)
     mine = _among(before, works)
