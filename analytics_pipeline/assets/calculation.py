@@ -14,7 +14,7 @@ import polars as pl
 
 from analytics_pipeline.assets.spec import AssetSpec
 from analytics_pipeline.domains.base import Domain
-from analytics_pipeline.records import HOUR_US, GateResult, Region, to_us
+from analytics_pipeline.records import HOUR_S, HOUR_US, GateResult, Region, to_us
 from analytics_pipeline.settings import Settings
 from analytics_pipeline.storage.engine import Connection
 from analytics_pipeline.storage.input_versions import InputVersions
@@ -71,7 +71,11 @@ class Work:
         its = self.pending
         return [
             self._region(begin, end, series)
-            for series, spans in ((None, its.spans), (its.series, its.series_spans))
+            for series, spans in (
+                (None, its.spans),
+                (its.series, its.series_spans),
+                (its.whole_series, ((0, HOUR_S),)),
+            )
             if series is None or series
             for begin, end in spans
             if begin >= 0

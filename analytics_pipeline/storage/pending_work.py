@@ -71,6 +71,7 @@ class Pending:
         whole: at least one row asks for the whole hour; the other fields do not matter then.
         spans: stale for all series.
         series, series_spans: stale for these series only.
+        whole_series: stale for all of the hour, of these series; none of them is in ``series``.
         above_base: stale for all series in the windows above the base.
         fresh: at least one row is not held.
     """
@@ -80,6 +81,7 @@ class Pending:
     spans: Spans = ()
     series: tuple[int, ...] = ()
     series_spans: Spans = ()
+    whole_series: tuple[int, ...] = ()
     batches: tuple[int, ...] = ()
     above_base: Spans = ()
     fresh: bool = True
@@ -93,6 +95,8 @@ class Pending:
             found.append(Scope(spans=self.spans))
         if self.series:
             found.append(Scope(series=self.series, spans=self.series_spans))
+        if self.whole_series:
+            found.append(Scope(series=self.whole_series))
         if self.above_base:
             found.append(Scope(spans=self.above_base, above_base=True))
         return found
@@ -180,18 +184,23 @@ def _merge(rows: Sequence[Any]) -> Pending:
         return Pending(work_ids=ids, whole=True, fresh=fresh)
     batches = {batch for row in rows for batch in row[3] or ()}
     by_time = merged_spans(pair for row in rows if row[1] is None and row[3] is None for pair in _pairs(row[2]))
-    series = {one for row in rows for one in row[1] or ()}
-    spans = merged_spans(
-        pair for row in rows if row[1] for pair in ([(0, HOUR_S)] if row[2] is None else _pairs(row[2]))
-    )
-    if len(series) > MAX_SERIES:
+    # Apart, or what is asked for of a state, which is all of the hour, would be asked for of every sample.
+    named = [(row[1], [(0, HOUR_S)] if row[2] is None else list(_pairs(row[2]))) for row in rows if row[1]]
+    whole_series = {one for its, spans in named if spans == [(0, HOUR_S)] for one in its}
+    parts = [(left, spans) for its, spans in named if (left := set(its) - whole_series)]
+    series = {one for its, _ in parts for one in its}
+    spans = merged_spans(span for _, its in parts for span in its)
+    if len(series) + len(whole_series) > MAX_SERIES:
         by_time, series, spans = merged_spans((*by_time, *spans)), set(), ()
+    if len(whole_series) > MAX_SERIES:
+        by_time, whole_series = merged_spans((*by_time, (0, HOUR_S))), set()
     return Pending(
         work_ids=ids,
         whole=by_time == ((0, HOUR_S),),
         spans=by_time,
         series=tuple(sorted(series)),
         series_spans=spans,
+        whole_series=tuple(sorted(whole_series)),
         batches=tuple(sorted(batches)),
         above_base=above_base,
         fresh=fresh,

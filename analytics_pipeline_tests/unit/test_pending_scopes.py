@@ -88,6 +88,22 @@ def test_above_a_thousand_series_merged_work_names_time_only(known: int, named: 
         assert covers(work(found), series, 179)
 
 
+def test_series_that_are_stale_for_the_whole_hour_widen_no_others_spans() -> None:
+    found = work(merged(([1, 3], [0, 60]), ([2, 3], [0, HOUR_S]), ([4], None)))
+    assert covers(found, 1, 59)
+    assert not covers(found, 1, 60)
+    assert all(covers(found, series, HOUR_S - 1) for series in (2, 3, 4))
+    held = [(one.series, one.spans) for one in found.pending.scopes()]  # type: ignore[union-attr]
+    assert held == [((1,), ((0, 60),)), ((2, 3, 4), None)]
+
+
+@pytest.mark.parametrize(("known", "whole"), [(1000, False), (1001, True)])
+def test_above_a_thousand_whole_series_the_hour_is_asked_for(known: int, *, whole: bool) -> None:
+    found = merged(([*range(known)], [0, HOUR_S]), ([5000], [0, 60]))
+    assert found.whole is whole
+    assert (found.series, found.spans) == ((), ((0, HOUR_S),) if whole else ((0, 60),))
+
+
 def test_more_than_sixteen_spans_become_one_that_covers_them() -> None:
     spans = [(60 * n, 60 * n + 1) for n in range(MAX_SPANS + 1)]
     assert merged_spans(spans[:-1]) == tuple(spans[:-1])

@@ -60,7 +60,7 @@ def _machines(context: Context, work: Work) -> pl.DataFrame | None:
     scoped = None if work.whole or work.pending is None else work.pending
     if scoped is None or scoped.spans:
         return None
-    wanted = pl.Series("series_id", scoped.series, pl.Int64)
+    wanted = pl.Series("series_id", [*scoped.series, *scoped.whole_series], pl.Int64)
     names = context.series.frame(work.domain_id, wanted)
     touched = names.filter(pl.col("series_id").is_in(wanted.implode())).select(_MACHINE).unique().rows()
     return read_machines(context.connection, work.domain_id, touched)

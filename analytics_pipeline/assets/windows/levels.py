@@ -108,4 +108,4 @@ class Sizes:
 
 def _asks_for_longer(work: Work) -> bool:
     its = work.pending
-    return work.whole or its is None or bool(its.spans or its.series or its.above_base)
+    return work.whole or its is None or bool(its.spans or its.series or its.whole_series or its.above_base)
