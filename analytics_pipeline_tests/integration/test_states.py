@@ -58,7 +58,7 @@ def env(opened: Environment) -> Environment:
 
 def send(env: Environment, *values: bytes, kafka_s: int = 0, rejected: bool = False) -> None:
     """What is sent with a greater ``kafka_s`` wins over what has the same identity."""
-    stamp = int((START + 40 * HOUR + timedelta(seconds=kafka_s)).timestamp() * 1000)
+    stamp = int((START + 20 * HOUR + timedelta(seconds=kafka_s)).timestamp() * 1000)
     env.send(values, topic=topic_of(env, "states"), timestamp=stamp, rejected=rejected)
     env.drain()
 
