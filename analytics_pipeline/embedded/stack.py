@@ -109,11 +109,7 @@ class Stack:
     def environment(self) -> dict[str, str]:
         """The variables by which every process of the pipeline finds the servers."""
         return {
-            "DB_HOST": self.postgres.host,
-            "DB_PORT": str(self.postgres.port),
-            "DB_NAME": DATABASE,
-            "DB_USER": OWNER,
-            "DB_PASSWORD": self.postgres.role_password(OWNER),
+            **self._database_environment(),
             "KAFKA_BROKERS": self.broker.bootstrap_servers,
             "CELERY_BROKER_URL": self.valkey.url(0),
             "CELERY_RESULT_BACKEND": self.valkey.url(1),
@@ -123,6 +119,18 @@ class Stack:
             "GX_ANALYTICS_ENABLED": "false",
             "PYTHONUNBUFFERED": "1",
             **self._extra_env,
+        }
+
+    def _database_environment(self) -> dict[str, str]:
+        """Nothing where the database is another one, which the caller names."""
+        if "DB_PASSWORD" in self._extra_env:
+            return {}
+        return {
+            "DB_HOST": self.postgres.host,
+            "DB_PORT": str(self.postgres.port),
+            "DB_NAME": DATABASE,
+            "DB_USER": OWNER,
+            "DB_PASSWORD": self.postgres.role_password(OWNER),
         }
 
     def write_environment(self) -> Path:
