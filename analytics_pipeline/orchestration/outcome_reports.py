@@ -68,7 +68,7 @@ def report_unreported(
         shown: list[Group] = []
         missing: list[Group] = []
         for its in groups:
-            is_shown = not valid(its[0].hour) or _partition(its) in by_run[its[0].run_id].judged
+            is_shown = not valid(its[0].hour) or _partition(its) in by_run[its[0].run_id].evaluated
             (shown if is_shown else missing).append(its)
         _note(conn, shown)
         chosen = missing[:MAX_HOURS_PER_TICK]
@@ -107,19 +107,19 @@ class _ByRun:
     """(asset, partition) that a run reported. A check result is the last that it says of an hour."""
 
     materialized: Collection[tuple[str, str | None]]
-    judged: Collection[tuple[str, str | None]]
+    evaluated: Collection[tuple[str, str | None]]
 
 
 def _reported_by_run(instance: DagsterInstance, run_id: str) -> _ByRun:
-    materialized, judged = set(), set()
+    materialized, evaluated = set(), set()
     for record in instance.get_records_for_run(run_id, of_type=set(_REPORTS)).records:
         event: Any = record.event_log_entry.dagster_event
         data = event.event_specific_data
         if event.event_type is DagsterEventType.ASSET_CHECK_EVALUATION:
-            judged.add((data.asset_key.to_user_string(), data.partition))
+            evaluated.add((data.asset_key.to_user_string(), data.partition))
         else:
             materialized.add((str(event.asset_key.to_user_string()), event.partition))
-    return _ByRun(materialized, judged)
+    return _ByRun(materialized, evaluated)
 
 
 def _report(instance: DagsterInstance, conn: Connection, its: Group, *, is_materialized_by_run: bool) -> None:
