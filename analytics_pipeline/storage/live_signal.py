@@ -44,6 +44,7 @@ class Listener:
 
     def __init__(self, conn: Connection) -> None:
         self._connection = conn
+        del conn.notifies[:]  # a pooled connection keeps what whoever listened before did not read
         with conn.cursor() as cursor:
             cursor.execute("SELECT quote_ident(current_schema() || '_live')")
             cursor.execute(f"LISTEN {cursor.fetchone()[0]}")

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from functools import partialmethod
 from typing import Any
@@ -167,6 +168,18 @@ def test_what_was_committed_before_the_successor_was_asked_for_is_computed(
     say(env, "superseded")
     assert run.result(PATIENCE_S).success
     assert messages(env) == 2
+
+
+def test_a_run_does_not_hear_what_was_said_to_the_one_before_it(env: Environment) -> None:
+    """Connections are pooled. The one before ended for another reason and did not read its last notification."""
+    engine = env.pipeline.engine
+    with live_signal.listening(engine):
+        say(env, "superseded")
+    with ExitStack() as all_at_once:  # so that one of them has the connection of the one before
+        successors = [all_at_once.enter_context(live_signal.listening(engine)) for _ in range(3)]
+        assert [one.wait(0.2) for one in successors] == [set()] * 3
+        say(env, "work")
+        assert [one.wait(PATIENCE_S) for one in successors] == [{"work"}] * 3
 
 
 def test_a_run_lingers_no_longer_than_it_may(
