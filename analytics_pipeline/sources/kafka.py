@@ -1,7 +1,8 @@
 """Reading Kafka logs from exactly where the database says: assigned, never subscribed; fetched to their end.
 
-The end of a log is where librdkafka reports ``PARTITION_EOF``, not what ListOffsets answers: a broker may
-answer that late. The assignment is kept between reads, so that librdkafka fetches ahead meanwhile.
+The end of a log is where librdkafka reports ``PARTITION_EOF``, or where the last fetch said that it is; not what
+ListOffsets answers: a broker may answer that late. The assignment is kept between reads, so that librdkafka fetches
+ahead meanwhile.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ TopicPartitionKey = tuple[str, int]
 #: One call to librdkafka: enough messages to be quick, and so short a wait that memory stays bounded.
 CHUNK_MESSAGES = 10_000
 CHUNK_WAIT_S = 0.1
+#: What was collected for so long is handed over, though more keeps coming: it is to be written within a second.
+COLLECT_S = 0.5
 #: Without a message, an end of log or an error for this long, the broker counts as out of reach.
 SILENCE_S = 3.0
 #: How long a consumer may take to close before it is left behind.
@@ -210,7 +213,7 @@ class LogReader:
         return self._queue_empty and len(done) >= len(self._positions)
 
     def read(self, max_messages: int, max_bytes: int, deadline: float) -> list[MessageSlice]:
-        """Messages up to the bounds, the end of all logs, or the deadline (``time.monotonic``).
+        """Messages up to the bounds, those of ``COLLECT_S``, the end of all logs, or the deadline (``time.monotonic``).
 
         Whatever it raises, the positions are forgotten: what was taken by then is read again.
 
@@ -230,7 +233,7 @@ class LogReader:
     ) -> dict[TopicPartitionKey, MessageSlice]:
         slices: dict[TopicPartitionKey, MessageSlice] = {}
         messages = size = 0
-        silent_since = time.monotonic()
+        began = silent_since = time.monotonic()
         while messages < max_messages and size < max_bytes:
             asked = min(CHUNK_MESSAGES, max_messages - messages)
             chunk = self._client().consume(asked, CHUNK_WAIT_S)
@@ -239,15 +242,27 @@ class LogReader:
             self._queue_empty = len(chunk) < asked
             taken, taken_bytes = self._take(chunk, slices)
             messages, size = messages + taken, size + taken_bytes
+            self._see_ends(slices)
             now = time.monotonic()
             if chunk:
                 silent_since = now
-            if self.at_end or now >= deadline:
+            if self.at_end or now >= deadline or (messages and now - began >= COLLECT_S):
                 break
             if not chunk and now - silent_since > SILENCE_S:
                 self._accept_silence(messages)
                 break
         return slices
+
+    def _see_ends(self, slices: Mapping[TopicPartitionKey, MessageSlice]) -> None:
+        """Logs that were read to where the last fetch said that they end. ``PARTITION_EOF`` comes with a fetch that
+        finds nothing: where messages come faster than the broker answers, it does not come for seconds."""
+        if not self._queue_empty:
+            return
+        for key, part in slices.items():
+            if part.offsets and key not in self._reached and key not in self._aside:
+                _, cached = self._client().get_watermark_offsets(TopicPartition(*key), cached=True)
+                if 0 < cached <= part.offsets[-1] + 1:
+                    self._reached.add(key)
 
     def _accept_silence(self, messages: int) -> None:
         """Some partitions answer and others do not: those are not waited for until they do."""
