@@ -112,7 +112,7 @@ def tick(
     ``real``: whether this tick is real, so that its reports are kept and the runs that it asks for are started.
     A test in the UI deletes no check result and ends no run. ``linger``: drain on until the next tick, in a thread.
     """
-    drained, rows = _drain(pipeline, now, linger=linger)
+    drained, rows_came = _drain(pipeline, now, linger=linger)
     unfinished = unfinished_runs(instance)
     if real:
         lost_runs.fail_lost(instance, unfinished, now)
@@ -122,7 +122,7 @@ def tick(
         totals = raw_totals(conn, list(selection.batch_hours))
         if real:
             _report_commits(pipeline.settings, instance, conn, unfinished, now)
-        drained_live = rows > 0 and live_data_came(
+        drained_live = rows_came and live_data_came(
             conn, hour_of(now) - HOUR, now - 2 * timedelta(seconds=pipeline.settings.drain_interval_s)
         )
         plan = _plan(pipeline, instance, conn, unfinished, now, drained_live=drained_live)
@@ -144,8 +144,8 @@ def tick(
     )
 
 
-def _drain(pipeline: Pipeline, now: datetime, *, linger: bool) -> tuple[str, int]:
-    """Drain; what happened since the last tick, in words for people, and how many rows came."""
+def _drain(pipeline: Pipeline, now: datetime, *, linger: bool) -> tuple[str, bool]:
+    """Drain; what happened since the last tick, in words for people, and whether rows came, or may have come."""
     try:
         if linger:
             loop = pipeline.drain_loop(lambda at: drain_once(pipeline, at))
@@ -156,18 +156,18 @@ def _drain(pipeline: Pipeline, now: datetime, *, linger: bool) -> tuple[str, int
     except PipelineError as error:
         # What is pending continues without the broker.
         log.warning("drain failed", error=str(error))
-        return f"not drained: {error}", 0
+        return f"not drained: {error}", False
     if outcome is None:
-        return "still draining", 0
+        return "still draining", True  # it commits as it goes
     troubles = "".join(f"; {trouble}" for trouble in outcome.troubles)
     if outcome.messages == 0:
         reason = outcome.skip_reason or "no new messages"
-        return (reason if reason.startswith((PAUSED, STILL_DRAINING)) else f"idle: {reason}"), 0
+        return (reason if reason.startswith((PAUSED, STILL_DRAINING)) else f"idle: {reason}"), False
     words = (
         f"drained {outcome.messages} messages in {outcome.duration_s:.2f} s ({outcome.raw_rows} rows, "
         f"{outcome.dead_letters} dead letters), lag {outcome.lag_messages}{troubles}"
     )
-    return words, outcome.raw_rows
+    return words, outcome.raw_rows > 0
 
 
 def drain_once(pipeline: Pipeline, now: datetime) -> DrainOutcome:

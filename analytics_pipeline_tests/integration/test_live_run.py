@@ -15,6 +15,7 @@ import pytest
 from dagster import DagsterEventType, DagsterInstance, DagsterRunStatus, ExecuteInProcessResult, build_sensor_context
 from dagster._core.test_utils import create_run_for_test
 
+from analytics_pipeline.assets.raw_events.drain_loop import DrainLoop
 from analytics_pipeline.definitions import build_defs
 from analytics_pipeline.orchestration import live_run, sensors
 from analytics_pipeline.orchestration.partitions import HourRange
@@ -239,6 +240,20 @@ def test_a_tick_drains_between_ticks_only_where_runs_linger(
         wait_until(lambda: env.pipeline.count("raw_events") == 2)
     pipeline.close()
     assert drains_on == (linger_s > 0)
+
+
+def test_a_run_is_asked_for_while_a_long_pass_of_the_drain_brings_live_data(
+    env: Environment, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its batches are committed one by one and computed at once, so that nothing is pending when the tick looks."""
+    monkeypatch.setattr(DrainLoop, "keep_alive", lambda *_, **__: None)
+    monkeypatch.setattr(DrainLoop, "take", lambda _: None)
+    pipeline = Pipeline(env.settings.model_copy(update={"linger_s": LONG_S}), env.pipeline.registry)
+    assert not sensors.tick(pipeline, instance, None, datetime.now(UTC), linger=True).run_requests
+    land(env, 0)
+    env.pipeline.settle()
+    assert len(sensors.tick(pipeline, instance, None, datetime.now(UTC), linger=True).run_requests or ()) == 1
+    pipeline.close()
 
 
 # ---------------------------------------------------------------------- a clock that is stepped
