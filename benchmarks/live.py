@@ -149,7 +149,7 @@ class Live:
 
     def watch(self) -> Watcher:
         """Begin to look; the caller stops it."""
-        watcher = Watcher(self.engine, TOPIC)
+        watcher = Watcher(self.engine, [TOPIC])
         watcher.start()
         return watcher
 
@@ -169,7 +169,7 @@ class Live:
             partition = partition_of(key)
             hour = hour_of(stream.start + timedelta(seconds=number / stream.rate_per_s))
             offset = self._next_offsets[partition]
-            sent.append(Sent(kind, hour, partition, offset, paced.kafka_times_s[number]))
+            sent.append(Sent(kind, hour, TOPIC, partition, offset, paced.kafka_times_s[number]))
             self._next_offsets[partition] = offset + 1
         return sent, paced.behind_s
 

@@ -16,6 +16,7 @@ from analytics_pipeline.cli._smoke_watch import Sent
 from analytics_pipeline.records import HOUR, hour_of
 from analytics_pipeline.settings import Settings
 from benchmarks.live import FACTORY, peaks, percentile_figures, running_live
+from benchmarks.payloads import TOPIC
 from benchmarks.pipeline import finish_pending, recompute_hours
 from benchmarks.processes import Worker
 from benchmarks.report import Figure, Say
@@ -57,7 +58,7 @@ def _measure(stack: Stack, size: Size, say: Say, quick: bool) -> list[Figure]:
     hour = hour_of(datetime.now(UTC) + LAST) - HOUR
     with running_live(stack, "series", say, partial(_fill, stack, hour, stored, size.sensors)) as live:
         # The KPIs of the hour count what was stored as well.
-        live.sent += [Sent("live", hour, 0, -1, 0.0)] * stored
+        live.sent += [Sent("live", hour, TOPIC, 0, -1, 0.0)] * stored
         watcher = live.watch()
         phase = live.phase(RATE_PER_S, duration_s, start=hour + HOUR - LAST, sensors=size.sensors)
         live.wait_seen(watcher)

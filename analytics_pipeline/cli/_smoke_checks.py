@@ -22,9 +22,9 @@ TABLES = (
     "offset_gap",
 )
 
-_READ_SQL = 'SELECT partition, "offset" FROM raw_events WHERE topic = %s'
-_DEAD_LETTERS_SQL = 'SELECT partition, "offset" FROM dead_letters WHERE topic = %s'
-_GAPS_SQL = "SELECT partition, from_offset, to_offset FROM offset_gap WHERE topic = %s"
+_READ_SQL = 'SELECT topic, partition, "offset" FROM raw_events WHERE topic = ANY(%s)'
+_DEAD_LETTERS_SQL = 'SELECT topic, partition, "offset" FROM dead_letters WHERE topic = ANY(%s)'
+_GAPS_SQL = "SELECT topic, partition, from_offset, to_offset FROM offset_gap WHERE topic = ANY(%s)"
 _MEASURED_SQL = """
 SELECT (SELECT count(*) FROM normalized_measurements),
        (SELECT coalesce(sum(count_n), 0) FROM window_aggregates WHERE window_s = 60),
@@ -36,6 +36,10 @@ SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY end_time - start_time), count
        (SELECT count(*) FROM analytics_dagster.runs WHERE status = 'FAILURE')
 FROM analytics_dagster.runs WHERE status = 'SUCCESS'
 """
+
+
+#: (topic, partition, offset)
+_Position = tuple[str, int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,12 +57,12 @@ class SmokeResult:
     differences: tuple[str, ...]
 
 
-def compare(engine: Engine, topic: str, sent: Sequence[Sent]) -> SmokeResult:
+def compare(engine: Engine, topics: Sequence[str], sent: Sequence[Sent]) -> SmokeResult:
     """Look at every position that was sent, and at every count that follows from what was sent."""
     with connection(engine) as conn, conn.cursor() as cursor:
-        raw = Counter(_fetch(cursor, _READ_SQL, topic))
-        dead = set(_fetch(cursor, _DEAD_LETTERS_SQL, topic))
-        gaps = _fetch(cursor, _GAPS_SQL, topic)
+        raw = Counter(_fetch(cursor, _READ_SQL, topics))
+        dead = set(_fetch(cursor, _DEAD_LETTERS_SQL, topics))
+        gaps = _fetch(cursor, _GAPS_SQL, topics)
         cursor.execute(_MEASURED_SQL)
         measured = dict(zip(("measurements", "minutes", "hours", "kpis"), cursor.fetchone(), strict=True))
         rows = {table: _count(cursor, table) for table in TABLES}
@@ -66,7 +70,7 @@ def compare(engine: Engine, topic: str, sent: Sequence[Sent]) -> SmokeResult:
         run_p50_s, runs, failed_runs = cursor.fetchone()
     kinds = Counter(message.kind for message in sent)
     expected = kinds["warm"] + kinds["live"] + kinds["late"]
-    missing = [m for m in sent if not _accounted((m.partition, m.offset), raw, dead, gaps)]
+    missing = [m for m in sent if not _accounted((m.topic, m.partition, m.offset), raw, dead, gaps)]
     twice = [position for position, times in raw.items() if times > 1]
     differences = [
         f"{name}: {found} readings, {expected} were sent"
@@ -88,18 +92,18 @@ def compare(engine: Engine, topic: str, sent: Sequence[Sent]) -> SmokeResult:
 
 
 def _accounted(
-    position: tuple[int, int],
-    raw: Counter[tuple[int, int]],
-    dead: set[tuple[int, int]],
-    gaps: Sequence[tuple[int, int, int]],
+    position: _Position,
+    raw: Counter[_Position],
+    dead: set[_Position],
+    gaps: Sequence[tuple[str, int, int, int]],
 ) -> bool:
-    partition, offset = position
-    in_gap = any(p == partition and start <= offset < end for p, start, end in gaps if end is not None)
+    log, offset = position[:2], position[2]
+    in_gap = any(gap[:2] == log and gap[2] <= offset < gap[3] for gap in gaps if gap[3] is not None)
     return position in raw or position in dead or in_gap
 
 
-def _fetch(cursor: Any, statement: str, topic: str) -> list[Any]:
-    cursor.execute(statement, [topic])
+def _fetch(cursor: Any, statement: str, topics: Sequence[str]) -> list[Any]:
+    cursor.execute(statement, [list(topics)])
     return list(cursor.fetchall())
 
 

@@ -21,6 +21,7 @@ MESSAGES_PER_S = 1_000
 #: Sent first, and waited for: a worker's first run is no measure of the next ones.
 WARM_UP = 100
 MACHINES, SENSORS = 8, 5
+PER_TURN = 100
 LATEST_LATENESS = timedelta(hours=3)
 SEED = 7
 
@@ -50,6 +51,11 @@ class Planned:
     after_s: float
     key: str
 
+    @property
+    def turn(self) -> int:
+        """Which topic's turn it is: a hundred messages go to one, so that a duplicate goes where its first went."""
+        return self.number // PER_TURN
+
 
 def warm_up() -> Iterator[Planned]:
     """Readings that start every worker's first run."""
@@ -60,7 +66,7 @@ def warm_up() -> Iterator[Planned]:
 def plan() -> Iterator[Planned]:
     """The rest of the set, in the order in which it is sent."""
     for number in range(WARM_UP, MESSAGES):
-        place = number % 100
+        place = number % PER_TURN
         kind: Kind = "live"
         if place in (37, 87):
             kind = "late"
@@ -88,7 +94,7 @@ class Payloads:
         """The payload; its event time is when it is sent, except for late ones."""
         moment = self.sent_at(planned)
         if planned.kind == "bad":
-            payload = BAD_PAYLOADS[planned.number // 100 % len(BAD_PAYLOADS)]
+            payload = BAD_PAYLOADS[(planned.turn + planned.turn // len(BAD_PAYLOADS)) % len(BAD_PAYLOADS)]
             return payload and payload.replace(b"%(now)s", moment.isoformat().encode())
         if planned.kind == "duplicate" and planned.key in self._last:
             return self._last[planned.key]

@@ -19,7 +19,7 @@ from analytics_pipeline.storage.engine import connection
 
 POLL_S = 0.2
 
-_OFFSETS_SQL = "SELECT partition, next_offset FROM kafka_offset WHERE topic = %(topic)s"
+_OFFSETS_SQL = "SELECT topic, partition, next_offset FROM kafka_offset WHERE topic = ANY(%(topics)s)"
 _COUNTED_SQL = """
 SELECT bucket_start, sum(value) FROM kpis
 WHERE kpi = 'messages' AND window_s = 3600 AND factory_id = 'live' GROUP BY bucket_start
@@ -32,6 +32,7 @@ class Sent:
 
     kind: Kind
     hour: datetime
+    topic: str
     partition: int
     offset: int
     kafka_time_s: float  # its Kafka timestamp, seconds since the epoch
@@ -58,10 +59,10 @@ class Track:
 class Watcher:
     """Polls five times a second and takes the time after each answer, so that nothing is seen too early."""
 
-    def __init__(self, engine: Engine, topic: str) -> None:
+    def __init__(self, engine: Engine, topics: Sequence[str]) -> None:
         self._engine = engine
-        self._topic = topic
-        self._drained: defaultdict[int, Track] = defaultdict(Track)
+        self._topics = list(topics)
+        self._drained: defaultdict[tuple[str, int], Track] = defaultdict(Track)
         self._counted: defaultdict[datetime, Track] = defaultdict(Track)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="smoke-watch", daemon=True)
@@ -75,7 +76,7 @@ class Watcher:
 
     def freshness_raw_s(self, sent: Sequence[Sent]) -> list[float]:
         """Seconds from Kafka's timestamp until the database had the message; infinite if it never did."""
-        return [self._drained[m.partition].when_at_least(m.offset + 1) - m.kafka_time_s for m in sent]
+        return [self._drained[m.topic, m.partition].when_at_least(m.offset + 1) - m.kafka_time_s for m in sent]
 
     def freshness_kpi_s(self, sent: Sequence[Sent]) -> list[float]:
         """Seconds from Kafka's timestamp until the hour's KPIs counted as many as were sent up to the message.
@@ -102,8 +103,8 @@ class Watcher:
                     return
 
     def _poll(self, cursor: Any, statement: str, tracks: defaultdict[Any, Track]) -> None:
-        cursor.execute(statement, {"topic": self._topic})
+        cursor.execute(statement, {"topics": self._topics})
         rows = cursor.fetchall()
         now_s = time.time()
-        for key, value in rows:
-            tracks[key].note(float(value), now_s)
+        for *key, value in rows:
+            tracks[key[0] if len(key) == 1 else tuple(key)].note(float(value), now_s)

@@ -63,27 +63,30 @@ def _run(session: Session, say: Callable[[str], None]) -> dict[str, Any]:
     from analytics_pipeline.cli import _smoke_data as data
     from analytics_pipeline.cli._smoke_checks import compare
     from analytics_pipeline.cli._smoke_watch import Watcher
+    from analytics_pipeline.domains.sensor import Reading
 
-    topic = session.registry.topics[0]
-    say(f"sending {data.WARM_UP} messages to warm the workers up")
-    warm = _send(session, topic, data.warm_up(), data.Payloads(datetime.now(UTC) - timedelta(seconds=1)))
-    watcher = Watcher(session.engine, topic)
+    topics = [topic for domain in session.registry if domain.payload is Reading for topic in domain.topics]
+    say(f"sending {data.WARM_UP} messages to {len(topics)} topics to warm the workers up")
+    warm = _send(session, topics, data.warm_up(), data.Payloads(datetime.now(UTC) - timedelta(seconds=1)))
+    watcher = Watcher(session.engine, topics)
     watcher.start()
-    pending, sent = _wait_until_done(session, topic, warm, WARM_UP_TIMEOUT_S), []
+    pending, sent = _wait_until_done(session, topics, warm, WARM_UP_TIMEOUT_S), []
     if pending == 0:
         say(f"sending {data.MESSAGES - data.WARM_UP:,} messages at {data.MESSAGES_PER_S:,} a second")
-        sent = _send(session, topic, data.plan(), data.Payloads(datetime.now(UTC)))
+        sent = _send(session, topics, data.plan(), data.Payloads(datetime.now(UTC)))
         say("waiting until nothing is pending")
-        pending = _wait_until_done(session, topic, sent, PENDING_TIMEOUT_S)
+        pending = _wait_until_done(session, topics, sent, PENDING_TIMEOUT_S)
     watcher.stop()
-    result = compare(session.engine, topic, [*warm, *sent])
+    result = compare(session.engine, topics, [*warm, *sent])
     for difference in result.differences:
         say(f"difference: {difference}")
     return _report([*warm, *sent], result, watcher, pending)
 
 
-def _send(session: Session, topic: str, messages: Iterable[Planned], payloads: Payloads) -> list[Sent]:
-    """Send each message when it is due; return them with their positions, in the order of sending."""
+def _send(
+    session: Session, topics: Sequence[str], messages: Iterable[Planned], payloads: Payloads
+) -> list[Sent]:
+    """Send each message when it is due, to the topics in turn; return them in that order, with their positions."""
     from confluent_kafka import Producer
 
     from analytics_pipeline.cli._smoke_watch import Sent
@@ -101,30 +104,34 @@ def _send(session: Session, topic: str, messages: Iterable[Planned], payloads: P
             if error is not None:
                 raise RuntimeError(f"message {planned.number} was not taken by the broker: {error}")
             kafka_time_s = message.timestamp()[1] / 1000
-            it = Sent(planned.kind, hour, message.partition(), message.offset(), kafka_time_s)
+            it = Sent(planned.kind, hour, message.topic(), message.partition(), message.offset(), kafka_time_s)
             confirmed.append((planned.number, it))
 
+        topic = topics[planned.turn % len(topics)]
         producer.produce(topic, payloads.of(planned), planned.key, on_delivery=note)
     producer.flush(30)
     return [it for _, it in sorted(confirmed, key=lambda pair: pair[0])]
 
 
-def _wait_until_done(session: Session, topic: str, sent: Sequence[Sent], timeout_s: float) -> int:
+def _wait_until_done(session: Session, topics: Sequence[str], sent: Sequence[Sent], timeout_s: float) -> int:
     """Wait until all of it was drained and nothing is pending; return how much still is when time is up."""
     from analytics_pipeline.storage.engine import connection
 
-    last: dict[int, int] = {}
+    last: dict[tuple[str, int], int] = {}
     for message in sent:
-        last[message.partition] = max(message.offset, last.get(message.partition, -1))
+        log = message.topic, message.partition
+        last[log] = max(message.offset, last.get(log, -1))
     deadline = time.monotonic() + timeout_s
     while True:
         session.stack.revive()
         with connection(session.engine) as conn, conn.cursor() as cursor:
-            cursor.execute("SELECT partition, next_offset FROM kafka_offset WHERE topic = %s", [topic])
-            stored = dict(cursor.fetchall())
+            cursor.execute(
+                "SELECT topic, partition, next_offset FROM kafka_offset WHERE topic = ANY(%s)", [list(topics)]
+            )
+            stored = {(topic, partition): next_offset for topic, partition, next_offset in cursor.fetchall()}
             cursor.execute("SELECT count(*) FROM pending_work")
             (items,) = cursor.fetchone()
-            behind = sum(max(0, offset + 1 - stored.get(part, 0)) for part, offset in last.items())
+            behind = sum(max(0, offset + 1 - stored.get(log, 0)) for log, offset in last.items())
             pending = int(behind) + int(items)
         if pending == 0 or time.monotonic() > deadline:
             return pending

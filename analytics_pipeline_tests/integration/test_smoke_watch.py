@@ -29,13 +29,13 @@ def test_what_is_committed_right_before_the_stop_is_seen(
     pipeline: Pipeline, producer: Producer, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_smoke_watch, "POLL_S", 60.0)
-    watcher = Watcher(pipeline.engine, topic)
+    watcher = Watcher(pipeline.engine, [topic])
     watcher.start()
     now = datetime.now(UTC)
     send(producer, topic, [reading(now, 20.0, factory_id="live")])
     pipeline.tick()
     pipeline.settle()
     watcher.stop()
-    sent = [Sent("live", hour_of(now), 0, 0, now.timestamp())]
+    sent = [Sent("live", hour_of(now), topic, 0, 0, now.timestamp())]
     assert math.isfinite(watcher.freshness_raw_s(sent)[0])
     assert math.isfinite(watcher.freshness_kpi_s(sent)[0])

@@ -36,6 +36,16 @@ def test_no_two_readings_share_sensor_and_time_but_for_the_duplicates() -> None:
     assert sum(identities.values()) - len(identities) == kinds["duplicate"]
 
 
+def test_a_duplicate_has_the_turn_of_its_first_so_that_both_go_to_one_log() -> None:
+    payloads, turns = Payloads(STARTED), {}
+    for planned in plan():
+        payload = payloads.of(planned)
+        if planned.kind == "live":
+            turns[payload] = (planned.turn, planned.key)
+        elif planned.kind == "duplicate":
+            assert turns[payload] == (planned.turn, planned.key)
+
+
 def test_messages_are_due_at_the_rate_that_is_announced() -> None:
     due_s = [planned.after_s for planned in plan()]
     assert due_s == sorted(due_s)
