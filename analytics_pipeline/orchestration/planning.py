@@ -22,9 +22,10 @@ LOST_AFTER = timedelta(seconds=30)
 FIRST_PAUSE = timedelta(seconds=5)
 LONGEST_PAUSE = timedelta(minutes=10)
 
-#: Range runs under way at once: enough for a few workers, few enough that a person's backfill is not far behind.
-MAX_RANGES_UNDER_WAY = 4
-MAX_REQUESTS_PER_TICK = 6
+#: Range runs under way at once: enough that a worker, which needs a second for a day of few rows, is never idle until
+#: the next tick; few enough that a person's backfill is not far behind.
+MAX_RANGES_UNDER_WAY = 8
+MAX_REQUESTS_PER_TICK = 8
 
 LOST = "the run was asked for and never appeared"
 LEFT_PENDING_WORK = "the run succeeded and left its pending work"

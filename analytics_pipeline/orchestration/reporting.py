@@ -19,8 +19,9 @@ from analytics_pipeline.orchestration.partitions import hour_of_key, key_of
 from analytics_pipeline.records import HOUR, RAW_EVENTS, BatchHour, BatchReport
 from analytics_pipeline.storage.row_counts import RawTotals
 
-#: Two events an hour, about 10 ms each to store: a tick with a year of history in it still leaves time for runs.
-MAX_HOURS_PER_TICK = 60
+#: Two events an hour, a few milliseconds to make and store: a tick with a year of history in it still leaves time for
+#: runs.
+MAX_HOURS_PER_TICK = 300
 
 
 _LIVE = "|live|"

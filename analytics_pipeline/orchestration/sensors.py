@@ -24,6 +24,7 @@ from dagster import (
 from analytics_pipeline.errors import PipelineError
 from analytics_pipeline.orchestration import fingerprint, lost_runs
 from analytics_pipeline.orchestration.checks import forget_check_results
+from analytics_pipeline.orchestration.event_batches import event_batch
 from analytics_pipeline.orchestration.outcome_reports import report_unreported
 from analytics_pipeline.orchestration.partitions import key_of, last_partition_hour
 from analytics_pipeline.orchestration.planning import Plan, Request, Situation, make_plan
@@ -95,7 +96,17 @@ def _evaluate(context: SensorEvaluationContext) -> SensorResult:
     # Only the daemon says since when the sensor runs; "Test sensor" in the UI does not, and starts no runs.
     tested = context.last_sensor_start_time is None
     linger = not tested and pipeline.settings.linger_s > 0
-    return tick(pipeline, context.instance, context.cursor, datetime.now(UTC), real=not tested, linger=linger)
+    result = tick(pipeline, context.instance, context.cursor, datetime.now(UTC), real=not tested, linger=linger)
+    return result if tested else _stored(context.instance, result)
+
+
+def _stored(instance: DagsterInstance, result: SensorResult) -> SensorResult:
+    """The result with its reports stored: here they are stored together, the daemon would store them one by one. Where
+    this process dies before the daemon knows the cursor, they are stored again."""
+    with event_batch(instance):
+        for event in result.asset_events:
+            instance.report_runless_asset_event(event)
+    return result._replace(asset_events=[])
 
 
 def tick(

@@ -18,11 +18,15 @@ from dagster import (
     DagsterInstance,
     DagsterRunStatus,
     SensorResult,
+    build_sensor_context,
 )
 from dagster._core.test_utils import create_run_for_test
 
 from analytics_pipeline.domains import Registry
+from analytics_pipeline.orchestration import sensors
 from analytics_pipeline.orchestration.partitions import key_of
+from analytics_pipeline.orchestration.planning import MAX_RANGES_UNDER_WAY
+from analytics_pipeline.orchestration.reporting import MAX_HOURS_PER_TICK
 from analytics_pipeline.orchestration.resources import DRAIN_LOCK, Pipeline
 from analytics_pipeline.orchestration.sensors import LIVE_RUN_LONGEST_S, tick
 from analytics_pipeline.orchestration.tags import CODE_TAG, MODE_TAG, QUEUE_TAG, REQUEST_TAG
@@ -47,6 +51,11 @@ def pipeline(settings: Settings, registry: Registry) -> Iterator[Pipeline]:
     made = Pipeline(settings, registry)
     yield made
     made.close()
+
+
+def materialized(instance: DagsterInstance) -> set[str]:
+    """The hours of raw events that Dagster shows as materialized."""
+    return set(instance.get_materialized_partitions(AssetKey("raw_events")))
 
 
 def query(pipeline: Pipeline, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
@@ -215,6 +224,19 @@ def test_testing_the_sensor_in_the_ui_requests_no_run(
     assert len(tick(pipeline, instance, None, NOW).run_requests or ()) == 1
 
 
+def test_the_daemon_gets_no_reports_to_store_for_they_are_stored_together(
+    pipeline: Pipeline, instance: DagsterInstance, producer: Producer, topic: str
+) -> None:
+    send(producer, topic, [reading(NOW)])
+    its = {"instance": instance, "resources": {"pipeline": pipeline}}
+    shown = sensors._evaluate(build_sensor_context(**its))
+    assert len(shown.asset_events) == 2
+    assert materialized(instance) == set()
+    result = sensors._evaluate(build_sensor_context(**its, last_sensor_start_time=NOW.timestamp()))
+    assert not result.asset_events
+    assert materialized(instance) == {key_of(CURRENT)}
+
+
 def test_testing_the_sensor_in_the_ui_deletes_no_check_result_and_ends_no_run(
     pipeline: Pipeline, instance: DagsterInstance, producer: Producer, topic: str
 ) -> None:
@@ -243,26 +265,28 @@ def test_testing_the_sensor_in_the_ui_deletes_no_check_result_and_ends_no_run(
 def test_a_year_of_history_is_asked_for_in_ranges_oldest_first_and_reported_bit_by_bit(
     pipeline: Pipeline, instance: DagsterInstance, producer: Producer, topic: str
 ) -> None:
-    send(producer, topic, [reading(CURRENT - HOUR * back) for back in range(3, 203)])
+    send(producer, topic, [reading(CURRENT - HOUR * back) for back in range(3, 403)])
     result = tick(pipeline, instance, None, NOW)
     requests = result.run_requests or ()
     assert [request.tags["dagster/asset_partition_range_start"] for request in requests] == [
-        key_of(CURRENT - HOUR * back) for back in (202, 178, 154, 130)
+        key_of(CURRENT - HOUR * back) for back in range(402, 402 - 24 * MAX_RANGES_UNDER_WAY, -24)
     ]
     assert {request.tags[QUEUE_TAG] for request in requests} == {"backfill"}
     reported = len(result.asset_events)
-    while reported < 400:
+    assert reported == 2 * MAX_HOURS_PER_TICK
+    while reported < 800:
         result = tick(pipeline, instance, result.cursor, NOW)
         assert result.asset_events
         reported += len(result.asset_events)
-    assert reported == 400
+    assert reported == 800
 
 
 @pytest.mark.parametrize("cursor", [None, "0 words", "1|1|2999-01-01-00:00", "4711"])
 def test_an_emptied_or_impossible_cursor_delays_no_report_of_a_live_hour(
     pipeline: Pipeline, instance: DagsterInstance, producer: Producer, topic: str, cursor: str | None
 ) -> None:
-    send(producer, topic, [reading(CURRENT - HOUR * back) for back in range(3, 203)])
+    backs = range(3, MAX_HOURS_PER_TICK + 103)
+    send(producer, topic, [reading(CURRENT - HOUR * back) for back in backs])
     pipeline.drain(NOW)
     send(producer, topic, [reading(CURRENT)])
     result = tick(pipeline, instance, cursor, NOW)
@@ -271,7 +295,7 @@ def test_an_emptied_or_impossible_cursor_delays_no_report_of_a_live_hour(
     while result.asset_events:
         result = tick(pipeline, instance, result.cursor, NOW)
         shown += [event.partition for event in result.asset_events]
-    hours = {key_of(CURRENT - HOUR * back) for back in (0, *range(3, 203))}
+    hours = {key_of(CURRENT - HOUR * back) for back in (0, *backs)}
     if cursor != "1|1|2999-01-01-00:00":  # it says that the first batch is reported
         assert sorted(shown) == sorted(2 * [*hours])
 
