@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -38,6 +38,7 @@ FACTORY, WARM_FACTORY = "live", "warm"
 WARM_EVENTS, WARM_RATE_PER_S = 200, 100
 SETTLE_TIMEOUT_S = 180.0
 POLL_S = 0.5
+BROKER = "broker"
 #: The process whose child drains.
 CODE_SERVER = "code-server"
 PORTS = PreferredPorts(postgres=0, broker=27192, valkey=27379, webserver=27330, code_server=27400)
@@ -194,19 +195,22 @@ def peaks(live: Live, when: str) -> list[Figure]:
 
 
 @contextmanager
-def running_live(stack: Stack, name: str, say: Say, fill: Fill | None = None) -> Iterator[Live]:
+def running_live(
+    stack: Stack, name: str, say: Say, fill: Fill | None = None, settings: Mapping[str, str] | None = None
+) -> Iterator[Live]:
     """Start everything on a database of its own, warm; stop it afterwards.
 
     Args:
         name: of the database.
         fill: called with the migrated database, before anything runs on it.
+        settings: of the pipeline's processes, beside those of the stack.
     """
     state_dir = stack.state_dir / "pipeline"
     shutil.rmtree(state_dir, ignore_errors=True)
     with stack.database(name) as database:
         supervisor = NamedSupervisor(state_dir / "log")
         try:
-            live = _start(stack, supervisor, database, say, fill)
+            live = _start(stack, supervisor, database, say, fill, settings or {})
             live.warm_up()
             say("warm: the first messages are in the KPIs")
             yield live
@@ -216,9 +220,15 @@ def running_live(stack: Stack, name: str, say: Say, fill: Fill | None = None) ->
 
 
 def _start(
-    stack: Stack, supervisor: NamedSupervisor, database: dict[str, Any], say: Say, fill: Fill | None
+    stack: Stack,
+    supervisor: NamedSupervisor,
+    database: dict[str, Any],
+    say: Say,
+    fill: Fill | None,
+    extra_settings: Mapping[str, str],
 ) -> Live:
     extra = {
+        **extra_settings,
         "DB_HOST": database["host"],
         "DB_PORT": str(database["port"]),
         "DB_USER": database["user"],

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -116,6 +116,24 @@ def peak_bytes_of_session(leader_pid: int) -> int:
         except OSError:
             continue  # it ended meanwhile
     return max(found, default=0)
+
+
+def cpu_s_of_trees(pids: Sequence[int]) -> float:
+    """CPU seconds that some processes and all that descend from them have used, those that ended included."""
+    parents: dict[int, int] = {}
+    used: dict[int, float] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+        except OSError:
+            continue  # it ended meanwhile: its parent has its seconds
+        parents[int(folder.name)] = int(fields[1])
+        used[int(folder.name)] = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    wanted, grown = set(pids), True
+    while grown:
+        its = {pid for pid, parent in parents.items() if parent in wanted} - wanted
+        wanted, grown = wanted | its, bool(its)
+    return sum(used.get(pid, 0.0) for pid in wanted)
 
 
 def _main(pipe: Connection, prepare: Prepare, arguments: tuple[Any, ...]) -> None:
