@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,7 +71,7 @@ LONG: dict[str, Benchmark] = {
 
 
 def main() -> int:
-    """Run, print, write. Exit code 1 if a server could not be had; a missed goal is no failure."""
+    """Run, print, write. Exit code 1 if a server could not be had or a benchmark failed; a missed goal is none."""
     options = _options()
     console, failed, every = Console(width=TABLE_COLUMNS), False, BENCHMARKS | LONG
     chosen = options.only or (LONG if options.long else BENCHMARKS)
@@ -82,7 +83,12 @@ def main() -> int:
                 figures: list[Figure] = []
                 for benchmark in chosen:
                     say(benchmark)
-                    figures += every[benchmark](stack, say, options.quick)
+                    try:
+                        figures += every[benchmark](stack, say, options.quick)
+                    except Exception as error:  # noqa: BLE001  # the others are measured all the same
+                        traceback.print_exc()
+                        say(f"{benchmark} failed: {type(error).__name__}: {error}")
+                        failed = True
                 report = Report(name, stack.version(), figures, started_at)
         except ServerMissingError as error:
             say(str(error))

@@ -39,18 +39,18 @@ _NUMBERS = """
     FROM generate_series(%(first)s::bigint, %(first)s::bigint + %(rows)s - 1) i
     JOIN measurement_series s ON s.series_id = %(series)s + (i - %(first)s) %% %(sensors)s
 """
-_RAW = """
-    INSERT INTO raw_events (topic, epoch, partition, "offset", key, kafka_time, event_time, arrived_at, batch_id,
-                            payload{more})
-    SELECT %(topic)s, {epoch}, i %% {partitions}, i / {partitions}, convert_to(sensor_id, 'UTF8'), t, t, t,
-           %(batch)s, {payload}{values}
-    FROM ({numbers}) numbers
+_RAW = f"""
+    INSERT INTO raw_events (topic, epoch, partition, "offset", domain_id, key, kafka_time, event_time, arrived_at,
+                            batch_id, payload)
+    SELECT %(topic)s, {EPOCH}, i %% {PARTITIONS}, i / {PARTITIONS}, %(domain_id)s, convert_to(sensor_id, 'UTF8'), t,
+           t, t, %(batch)s, {{payload}}
+    FROM ({_NUMBERS}) numbers
 """
 _NORMALIZED = f"""
     INSERT INTO normalized_measurements
-        (domain_id, event_time, series_id, sample_key, value, kafka_time, log_id, partition, "offset", ordinal)
+        (domain_id, event_time, series_id, sample_key, value, kafka_time, log_id, "offset", ordinal)
     SELECT %(domain_id)s, t, series_id, 0, {_VALUE}, t, (%(logs)s::int[])[1 + i %% {PARTITIONS}],
-           i %% {PARTITIONS}, i / {PARTITIONS}, 0
+           i / {PARTITIONS}, 0
     FROM ({_NUMBERS}) numbers
 """
 _HOUR = "INSERT INTO ingest_batch_hour VALUES (%(batch)s, %(begins)s, %(domain)s, %(rows)s, 0, 0)"
@@ -155,7 +155,6 @@ class Filler:
             cursor.execute("SELECT domain_id FROM domain_number WHERE domain = %s", (self._domain,))
             self._domain_id = int(cursor.fetchone()[0])
             self._logs = _begin_logs(cursor, self._topic)
-            self._raw = _raw_statement(cursor)
             self._first_series = self._add_series(cursor)
 
     def _add_series(self, cursor: Any) -> int:
@@ -180,7 +179,7 @@ class Filler:
                 parameters = self._parameters(fill)
                 parameters["batch"] = _open_batch(cursor, fill)
                 cursor.execute(_HOUR, parameters)
-                cursor.execute(self._raw.format(payload=fill.payload), parameters)
+                cursor.execute(_RAW.format(payload=fill.payload), parameters)
                 cursor.execute(_STATE, ("raw_events", self._domain_id, fill.hour, fill.rows))
 
     def normalized(self, *fills: Fill) -> None:
@@ -222,12 +221,6 @@ def _names(sensors: int) -> tuple[list[str], list[str]]:
 
 def _begin_logs(cursor: Any, topic: str) -> list[int]:
     """The number of the log of each partition."""
-    if not _has(cursor, "kafka_log", "partition"):
-        cursor.execute(
-            "INSERT INTO kafka_log (topic, epoch, reason) VALUES (%s, %s, 'stored before') RETURNING log_id",
-            (topic, EPOCH),
-        )
-        return [int(cursor.fetchone()[0])] * PARTITIONS
     cursor.execute(
         "INSERT INTO kafka_log (topic, partition, epoch, begin_offset, reason) "
         "SELECT %s, p, %s, 0, 'stored before' FROM generate_series(0, %s - 1) p ORDER BY p RETURNING log_id",
@@ -236,33 +229,11 @@ def _begin_logs(cursor: Any, topic: str) -> list[int]:
     return [int(row[0]) for row in cursor.fetchall()]
 
 
-def _raw_statement(cursor: Any) -> str:
-    numbered = _has(cursor, "raw_events", "domain_id")
-    return _RAW.format(
-        epoch=EPOCH,
-        partitions=PARTITIONS,
-        numbers=_NUMBERS,
-        payload="{payload}",
-        more=", domain_id" if numbered else "",
-        values=", %(domain_id)s" if numbered else "",
-    )
-
-
 def _open_batch(cursor: Any, fill: Fill) -> int:
     """A batch record without offset ranges: nobody reads these rows by batch."""
-    ranges = _has(cursor, "ingest_batch", "ranges")
     cursor.execute(
-        f"INSERT INTO ingest_batch (arrived_at, messages, raw_rows, dead_letters, duration_s{', ranges' * ranges}) "
-        f"VALUES (%s, %s, %s, 0, 0.1{', %s' * ranges}) RETURNING batch_id",
-        (fill.hour, fill.rows, fill.rows, *(b"",) * ranges),
+        "INSERT INTO ingest_batch (arrived_at, messages, raw_rows, dead_letters, duration_s, ranges) "
+        "VALUES (%s, %s, %s, 0, 0.1, '') RETURNING batch_id",
+        (fill.hour, fill.rows, fill.rows),
     )
     return int(cursor.fetchone()[0])
-
-
-def _has(cursor: Any, table: str, column: str) -> bool:
-    """Whether the schema has a column: that of the raw side is being rewritten."""
-    cursor.execute(
-        "SELECT count(*) FROM pg_attribute WHERE attrelid = %s::regclass AND attname = %s AND NOT attisdropped",
-        (table, column),
-    )
-    return bool(cursor.fetchone()[0])

@@ -6,9 +6,16 @@ import json
 import socket
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+
+from analytics_pipeline.assets.derive import Deriver
+from analytics_pipeline.domains import registry_for
+from analytics_pipeline.records import HOUR, hour_of
+from analytics_pipeline_tests.environments import Environment
+from benchmarks.stored import Fill, Filler
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -46,3 +53,24 @@ def test_a_report_names_the_machine_by_what_it_has_and_not_by_name(report: str) 
     assert json.loads(report)["machine"]["cores"] > 0
     assert socket.gethostname() not in report
     assert str(CHECKOUT) not in report
+
+
+def test_what_benchmarks_store_beforehand_is_what_the_pipeline_computes(opened: Environment) -> None:
+    of = opened.settings
+    database = {
+        "host": of.db_host,
+        "port": of.db_port,
+        "user": of.db_user,
+        "password": of.db_password.get_secret_value(),
+        "dbname": of.db_name,
+    }
+    fill = Fill(hour_of(datetime.now(UTC)) - 5 * HOUR, 100, 0)
+    filler = Filler(database, 0, 7)
+    filler.raw(fill)
+    filler.normalized(fill)
+    rows = "SELECT event_time, series_id, sample_key, value, log_id, \"offset\", ordinal FROM normalized_measurements"
+    stored = sorted(opened.pipeline.query(rows))
+    domains = registry_for(of.model_copy(update={"kafka_topics": ()}))
+    Deriver(of, opened.pipeline.engine, domains).derive("normalized_measurements", fill.hour, "full", "test")
+    assert sorted(opened.pipeline.query(rows)) == stored
+    assert len(stored) == 100
