@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from itertools import permutations
@@ -17,7 +17,6 @@ from analytics_pipeline.storage.engine import connection
 from analytics_pipeline.storage.retention import expire
 from analytics_pipeline_tests.conftest import DatabaseServer, KafkaServer
 from analytics_pipeline_tests.domains import begin_anew, events, open_domains, topic_of
-from analytics_pipeline_tests.domains.copies import PRESS
 from analytics_pipeline_tests.environments import Environment
 from analytics_pipeline_tests.integration.test_concurrency import PATIENCE_S, Gate, before
 from analytics_pipeline_tests.invariants import (
@@ -28,29 +27,19 @@ from analytics_pipeline_tests.invariants import (
     event_messages_of,
 )
 from analytics_pipeline_tests.pipeline import Pipeline, reading
-from analytics_pipeline_tests.quick_gate import use_quick_gates
 
 HOURS = 3
 START = hour_of(datetime.now(UTC)).replace(hour=0) - 22 * HOUR
 ALL = [START + HOUR * number for number in range(HOURS)]
 
 
-@pytest.fixture(autouse=True)
-def _quick_gates(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_quick_gates(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def opened(postgres_server: DatabaseServer, kafka_broker: KafkaServer) -> Iterator[Environment]:
-    domains, sizes = [events.DOMAIN, PRESS], [60, 300, 3600, 7200]
-    with open_domains(postgres_server, kafka_broker.bootstrap_servers, domains, windows=sizes, partitions=2) as it:
-        yield it
+pytestmark = pytest.mark.usefixtures("quick_gates")
 
 
 @pytest.fixture
-def env(opened: Environment) -> Environment:
-    begin_anew(opened, partitions=2)
-    return opened
+def env(opened_events: Environment) -> Environment:
+    begin_anew(opened_events, partitions=2)
+    return opened_events
 
 
 def send(env: Environment, values: Sequence[bytes], kafka_s: int = 0, partition: int = 0, **more: bool) -> None:

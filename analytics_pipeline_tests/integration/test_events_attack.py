@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Any
@@ -12,33 +11,20 @@ import pytest
 
 from analytics_pipeline.storage import retention
 from analytics_pipeline.storage.engine import connection
-from analytics_pipeline_tests.conftest import DatabaseServer, KafkaServer
-from analytics_pipeline_tests.domains import begin_anew, events, open_domains
-from analytics_pipeline_tests.domains.copies import PRESS
+from analytics_pipeline_tests.domains import begin_anew, events
 from analytics_pipeline_tests.environments import Environment
 from analytics_pipeline_tests.integration.test_concurrency import PATIENCE_S, Gate
 from analytics_pipeline_tests.integration.test_events import ALL, send
 from analytics_pipeline_tests.invariants import assert_live_equals_rebuild
 from analytics_pipeline_tests.pipeline import Pipeline
-from analytics_pipeline_tests.quick_gate import use_quick_gates
 
-
-@pytest.fixture(autouse=True)
-def _quick_gates(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_quick_gates(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def opened(postgres_server: DatabaseServer, kafka_broker: KafkaServer) -> Iterator[Environment]:
-    domains, sizes = [events.DOMAIN, PRESS], [60, 300, 3600, 7200]
-    with open_domains(postgres_server, kafka_broker.bootstrap_servers, domains, windows=sizes, partitions=2) as it:
-        yield it
+pytestmark = pytest.mark.usefixtures("quick_gates")
 
 
 @pytest.fixture
-def env(opened: Environment) -> Environment:
-    begin_anew(opened, partitions=2)
-    return opened
+def env(opened_events: Environment) -> Environment:
+    begin_anew(opened_events, partitions=2)
+    return opened_events
 
 
 def _expire_first_hour(env: Environment) -> None:

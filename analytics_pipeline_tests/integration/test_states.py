@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
@@ -19,9 +19,7 @@ from analytics_pipeline.storage.domain_numbers import DomainNumbers
 from analytics_pipeline.storage.engine import connection
 from analytics_pipeline.storage.pending_work import actionable_hours
 from analytics_pipeline.storage.retention import expire
-from analytics_pipeline_tests.conftest import DatabaseServer, KafkaServer
-from analytics_pipeline_tests.domains import begin_anew, open_domains, states, topic_of
-from analytics_pipeline_tests.domains.copies import PRESS
+from analytics_pipeline_tests.domains import begin_anew, states, topic_of
 from analytics_pipeline_tests.environments import Environment
 from analytics_pipeline_tests.integration.test_concurrency import PATIENCE_S, Gate, before
 from analytics_pipeline_tests.invariants import (
@@ -31,29 +29,19 @@ from analytics_pipeline_tests.invariants import (
     state_messages_of,
 )
 from analytics_pipeline_tests.pipeline import Pipeline, reading
-from analytics_pipeline_tests.quick_gate import use_quick_gates
 
 HOURS = 8
 START = hour_of(datetime.now(UTC)).replace(hour=0) - 22 * HOUR
 ALL = [START + HOUR * number for number in range(HOURS)]
 
 
-@pytest.fixture(autouse=True)
-def _quick_gates(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_quick_gates(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def opened(postgres_server: DatabaseServer, kafka_broker: KafkaServer) -> Iterator[Environment]:
-    domains, sizes = [states.DOMAIN, PRESS], [300, 900, 3600, 7200]
-    with open_domains(postgres_server, kafka_broker.bootstrap_servers, domains, windows=sizes) as it:
-        yield it
+pytestmark = pytest.mark.usefixtures("quick_gates")
 
 
 @pytest.fixture
-def env(opened: Environment) -> Environment:
-    begin_anew(opened)
-    return opened
+def env(opened_states: Environment) -> Environment:
+    begin_anew(opened_states)
+    return opened_states
 
 
 def send(env: Environment, *values: bytes, kafka_s: int = 0, rejected: bool = False) -> None:

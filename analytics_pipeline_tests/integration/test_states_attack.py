@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,32 +11,19 @@ import pytest
 
 from analytics_pipeline.assets.windows import state_clock
 from analytics_pipeline.records import Mode
-from analytics_pipeline_tests.conftest import DatabaseServer, KafkaServer
-from analytics_pipeline_tests.domains import begin_anew, open_domains, states
-from analytics_pipeline_tests.domains.copies import PRESS
+from analytics_pipeline_tests.domains import begin_anew, states
 from analytics_pipeline_tests.environments import Environment
 from analytics_pipeline_tests.integration.test_concurrency import PATIENCE_S, Gate, before
 from analytics_pipeline_tests.integration.test_states import ALL, advance, assert_right, at, send
 from analytics_pipeline_tests.pipeline import Pipeline
-from analytics_pipeline_tests.quick_gate import use_quick_gates
 
-
-@pytest.fixture(autouse=True)
-def _quick_gates(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_quick_gates(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def opened(postgres_server: DatabaseServer, kafka_broker: KafkaServer) -> Iterator[Environment]:
-    domains, sizes = [states.DOMAIN, PRESS], [300, 900, 3600, 7200]
-    with open_domains(postgres_server, kafka_broker.bootstrap_servers, domains, windows=sizes) as it:
-        yield it
+pytestmark = pytest.mark.usefixtures("quick_gates")
 
 
 @pytest.fixture
-def env(opened: Environment) -> Environment:
-    begin_anew(opened)
-    return opened
+def env(opened_states: Environment) -> Environment:
+    begin_anew(opened_states)
+    return opened_states
 
 
 def _while_windows_are_held(env: Environment, mode: Mode, happens: Callable[[], Any]) -> None:
