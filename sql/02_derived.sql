@@ -9,6 +9,7 @@
 --   spans    only these seconds of the hour, as begin, end, begin, end …, half-open; NULL: the whole hour
 --   batches  of normalized_measurements: only what these batches brought; NULL: the whole hour
 --   above_base  of window_aggregates: only the windows above the base; their base windows are up to date
+--   states   of window_aggregates: only what is computed of states
 -- not_before: live work that may wait; until then it is not read.
 -- held: this was read by an evaluation whose gate quarantined the domain partition; it waits for anything new.
 CREATE TABLE IF NOT EXISTS pending_work (
@@ -20,6 +21,7 @@ CREATE TABLE IF NOT EXISTS pending_work (
     spans      integer[],
     batches    bigint[],
     above_base boolean NOT NULL DEFAULT false,
+    states     boolean NOT NULL DEFAULT false,
     not_before timestamptz NOT NULL DEFAULT '-infinity',
     held       boolean NOT NULL DEFAULT false,
     reason     text NOT NULL,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -54,6 +54,11 @@ class Work:
     @property
     def hour_us(self) -> int:
         return to_us(self.hour)
+
+    def of_states(self) -> Work:
+        """The same, with what is stale of states."""
+        its = self.pending.states if self.pending else None
+        return self if its is None else replace(self, pending=its, whole=self.whole or its.whole)
 
     @property
     def above_base(self) -> list[Region]:

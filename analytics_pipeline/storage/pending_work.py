@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -36,12 +36,14 @@ class Scope:
         spans: only these seconds of the hour, half-open; None: the whole hour.
         batches: of normalized_measurements, only what these batches brought; None: the whole hour.
         above_base: of window_aggregates, only the windows above the base, whose base windows are up to date.
+        states: of window_aggregates, only what is computed of states.
     """
 
     series: tuple[int, ...] | None = None
     spans: Spans | None = None
     batches: tuple[int, ...] | None = None
     above_base: bool = False
+    states: bool = False
 
 
 WHOLE = Scope()
@@ -74,6 +76,7 @@ class Pending:
         whole_series: stale for all of the hour, of these series; none of them is in ``series``.
         above_base: stale for all series in the windows above the base.
         fresh: at least one row is not held.
+        states: what is stale of states: all of this, and what was asked for of states alone; None: the same as this.
     """
 
     work_ids: tuple[int, ...]
@@ -85,6 +88,7 @@ class Pending:
     batches: tuple[int, ...] = ()
     above_base: Spans = ()
     fresh: bool = True
+    states: Pending | None = None
 
     def scopes(self) -> list[Scope]:
         """The union again as scopes, to be written as held work."""
@@ -99,7 +103,8 @@ class Pending:
             found.append(Scope(series=self.whole_series))
         if self.above_base:
             found.append(Scope(spans=self.above_base, above_base=True))
-        return found
+        of_states = self.states.scopes() if self.states else []
+        return found + [replace(one, states=True) for one in of_states]
 
 
 Key = tuple[int, datetime]
@@ -131,7 +136,8 @@ def add(connection: Connection, invalidations: Iterable[Invalidation], *, held: 
         return
     with connection.cursor() as cursor:
         cursor.copy_expert(
-            "COPY pending_work (asset, domain_id, hour, series, spans, batches, above_base, not_before, held, reason) "
+            "COPY pending_work (asset, domain_id, hour, series, spans, batches, above_base, states, not_before, "
+            "held, reason) "
             "FROM STDIN",
             io.StringIO("".join(lines)),
         )
@@ -142,7 +148,7 @@ def _line(one: Invalidation, *, held: bool) -> str:
     series = None if scope.series is None or len(scope.series) > MAX_SERIES else scope.series
     spans = None if scope.spans is None else [edge for span in merged_spans(scope.spans) for edge in span]
     fields = (one.asset, str(one.domain_id), one.hour.isoformat(), _array(series), _array(spans),
-              _array(scope.batches), _flag(scope.above_base),
+              _array(scope.batches), _flag(scope.above_base), _flag(scope.states),
               one.not_before.isoformat() if one.not_before else "-infinity", _flag(held), one.reason)  # fmt: skip
     return "\t".join(fields) + "\n"
 
@@ -165,7 +171,7 @@ def read(
     """
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT domain_id, hour, work_id, series, spans, batches, above_base, held FROM pending_work "
+            "SELECT domain_id, hour, work_id, series, spans, batches, above_base, held, states FROM pending_work "
             f"WHERE hour = ANY(%s::timestamptz[]) AND asset = %s AND (%s OR {DUE})",
             (list(hours), asset, waiting),
         )
@@ -176,6 +182,14 @@ def read(
 
 
 def _merge(rows: Sequence[Any]) -> Pending:
+    """What is asked for of states alone stays apart: it is all of an hour, and would be asked for of every sample."""
+    merged, others = _merged(rows), [row for row in rows if not row[6]]
+    if len(others) == len(rows):
+        return merged
+    return replace(_merged(others), work_ids=merged.work_ids, fresh=merged.fresh, states=merged)
+
+
+def _merged(rows: Sequence[Any]) -> Pending:
     ids = tuple(row[0] for row in rows)
     fresh = any(not row[5] for row in rows)
     above_base = merged_spans(pair for row in rows if row[4] for pair in _pairs(row[2]))
@@ -184,7 +198,7 @@ def _merge(rows: Sequence[Any]) -> Pending:
         return Pending(work_ids=ids, whole=True, fresh=fresh)
     batches = {batch for row in rows for batch in row[3] or ()}
     by_time = merged_spans(pair for row in rows if row[1] is None and row[3] is None for pair in _pairs(row[2]))
-    # Apart, or what is asked for of a state, which is all of the hour, would be asked for of every sample.
+    # Apart, or what is asked for of one series, which is all of the hour, would be asked for of every other.
     named = [(row[1], [(0, HOUR_S)] if row[2] is None else list(_pairs(row[2]))) for row in rows if row[1]]
     whole_series = {one for its, spans in named if spans == [(0, HOUR_S)] for one in its}
     parts = [(left, spans) for its, spans in named if (left := set(its) - whole_series)]

@@ -26,8 +26,9 @@ rows = st.tuples(
 )
 
 
-def merged(*asked: tuple[list[int] | None, list[int] | None]) -> Pending:
-    return _merge([(number, series, spans, None, False, False) for number, (series, spans) in enumerate(asked)])
+def merged(*asked: tuple[list[int] | None, list[int] | None], of_states: Any = ()) -> Pending:
+    rows = [*((one, False) for one in asked), *((one, True) for one in of_states)]
+    return _merge([(n, series, spans, None, False, False, states) for n, ((series, spans), states) in enumerate(rows)])
 
 
 def work(pending: Pending) -> Work:
@@ -63,13 +64,13 @@ def test_longer_windows_are_asked_for_beside_the_first_window_of_the_hour(spans:
 
 
 def test_windows_above_the_base_are_asked_for_apart_from_the_base() -> None:
-    found = _merge([(1, None, [0, 60], None, True, False), (2, None, [60, 120], None, True, True)])
+    found = _merge([(1, None, [0, 60], None, True, False, False), (2, None, [60, 120], None, True, True, False)])
     assert (found.above_base, found.spans, found.whole, found.fresh) == (((0, 120),), (), False, True)
     assert work(found).regions() == []
     (region,) = work(found).above_base
     assert (region.begins_us, region.ends_us) == (to_us(HOUR), to_us(HOUR) + 120_000_000)
     (scope,) = found.scopes()
-    again = _merge([(3, scope.series, [*(scope.spans or ())[0]], None, scope.above_base, True)])
+    again = _merge([(3, scope.series, [*(scope.spans or ())[0]], None, scope.above_base, True, scope.states)])
     assert (again.above_base, again.fresh) == (found.above_base, False)
 
 
@@ -109,3 +110,33 @@ def test_more_than_sixteen_spans_become_one_that_covers_them() -> None:
     assert merged_spans(spans[:-1]) == tuple(spans[:-1])
     assert merged_spans(spans) == ((0, 60 * MAX_SPANS + 1),)
     assert all(begin >= 0 and end <= HOUR_S for begin, end in merged_spans(spans))
+
+
+def test_what_is_asked_for_of_states_alone_is_asked_for_of_nothing_else() -> None:
+    found = merged(([1], [0, 60]), of_states=[(None, None)])
+    assert not found.whole
+    assert found.work_ids == (0, 1)
+    assert not covers(work(found), 1, 60)
+    assert covers(work(found).of_states(), 99, HOUR_S - 1)
+    assert [(one.series, one.spans, one.states) for one in found.scopes()] == [
+        ((1,), ((0, 60),), False),
+        (None, None, True),
+    ]
+
+
+@given(st.lists(rows, min_size=1, max_size=20), st.lists(rows, max_size=20))
+def test_what_is_asked_for_of_all_is_asked_for_of_states_too(asked: list[Any], of_states: list[Any]) -> None:
+    found = work(merged(*asked, of_states=of_states))
+    for series, edges in [*asked, *of_states]:
+        if edges != [*LONGER_WINDOWS]:
+            begin, _ = edges or (0, HOUR_S)
+            assert all(covers(found.of_states(), one, begin) for one in series or [1, 99]), (series, edges)
+    if not of_states:
+        assert found.of_states() is found
+
+
+def test_series_of_more_than_a_thousand_states_widen_no_samples_of_the_hour() -> None:
+    halves = [([*range(600)], None), ([*range(600, 1200)], None)]
+    found = merged(([1], [0, 60]), of_states=halves)
+    assert (found.whole, found.series, found.spans) == (False, (1,), ())
+    assert work(found).of_states().whole

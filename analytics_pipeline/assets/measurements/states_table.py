@@ -16,7 +16,6 @@ from analytics_pipeline.assets.measurements.spec import STATES
 from analytics_pipeline.assets.measurements.states import States
 from analytics_pipeline.assets.measurements.transform import Decoded
 from analytics_pipeline.quality.suites import name_measures
-from analytics_pipeline.records import HOUR_S
 from analytics_pipeline.storage.pending_work import MAX_SERIES, Scope
 
 
@@ -60,4 +59,4 @@ class StateTable(NormalizedTable[States]):
     def scope(self, context: Context, work: Work, rows: pl.DataFrame) -> Scope:
         """A state lasts until the next change, so that all of the hour may be stale, of these series."""
         series = rows["series_id"].unique().sort().to_list()
-        return Scope(series=tuple(series) if len(series) <= MAX_SERIES else None, spans=((0, HOUR_S),))
+        return Scope(series=tuple(series) if len(series) <= MAX_SERIES else None, states=True)

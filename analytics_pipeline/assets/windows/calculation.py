@@ -21,7 +21,7 @@ from analytics_pipeline.assets.calculation import (
 from analytics_pipeline.assets.windows import table
 from analytics_pipeline.assets.windows.rollup_windows import RollupWindows
 from analytics_pipeline.assets.windows.sample_windows import SampleWindows
-from analytics_pipeline.assets.windows.spec import SPEC
+from analytics_pipeline.assets.windows.spec import SPEC, STATE_TABLES
 from analytics_pipeline.assets.windows.state_windows import StateWindows
 from analytics_pipeline.assets.windows.window_table import (
     Rows,
@@ -93,9 +93,10 @@ def _write(
     context.serialize_commits([work.domain_id for work in works])
     write = Write(works, accepted, withheld, tables)
     stale = [one for window_table in TABLES for one in window_table.stale(context, write)]
-    lagging = [region for one in rows for region in one.lagging]
-    later = _left_for_later(context, [work for work in works if work.key in accepted], lagging)
-    return results, [*stale, *later, *_longer(context, works, parts, tables)]
+    written_works = [work for work in works if work.key in accepted]
+    for its in rows:
+        stale += _left_for_later(context, written_works, its.lagging, states=its.spec in STATE_TABLES)
+    return results, [*stale, *_longer(context, works, parts, tables)]
 
 
 def _write_table(
@@ -135,16 +136,18 @@ def _longer(
     context: Context, works: Sequence[Work], parts: Parts, tables: Sequence[WrittenRows]
 ) -> list[Invalidation]:
     """Windows longer than an hour that hold an hourly one that changed."""
-    changed = [
-        part_of(parts, one.replaced.changed.filter(pl.col("window_s") == HOUR_S))
+    hours = {
+        (at, one.spec in STATE_TABLES)
         for one in tables
         if "window_s" in one.spec.by_name
-    ]
-    hours = np.unique(np.concatenate(changed)) if changed else np.zeros(0, np.int64)
-    return [invalid for at in hours.tolist() for invalid in longer_windows(context, works[at])]
+        for at in np.unique(part_of(parts, one.replaced.changed.filter(pl.col("window_s") == HOUR_S))).tolist()
+    }
+    return [invalid for at, states in sorted(hours) for invalid in longer_windows(context, works[at], states=states)]
 
 
-def _left_for_later(context: Context, works: Sequence[Work], lagging: Sequence[Region]) -> list[Invalidation]:
+def _left_for_later(
+    context: Context, works: Sequence[Work], lagging: Sequence[Region], *, states: bool
+) -> list[Invalidation]:
     """The windows above the base of some regions, as pending work that waits a while."""
     found = []
     for work in works:
@@ -159,7 +162,7 @@ def _left_for_later(context: Context, works: Sequence[Work], lagging: Sequence[R
                     asset="window_aggregates",
                     domain_id=work.domain_id,
                     hour=work.hour,
-                    scope=Scope(spans=merged_spans(spans), above_base=True),
+                    scope=Scope(spans=merged_spans(spans), above_base=True, states=states),
                     reason="windows",
                     not_before=context.lag_until,
                 )

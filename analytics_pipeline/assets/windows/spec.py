@@ -108,6 +108,9 @@ CARRIED = TableSpec(
     time_column="bucket_start",
 )
 
+#: What is computed of states, and of nothing else.
+STATE_TABLES = (DURATIONS, CARRIED)
+
 SPEC = AssetSpec(
     name="window_aggregates",
     description="Per window: count, mean, deviation, extremes and percentiles of series; events; durations of states.",

@@ -20,7 +20,7 @@ from analytics_pipeline.assets.windows.durations import carried_on, hour_duratio
 from analytics_pipeline.assets.windows.levels import Level, Sizes
 from analytics_pipeline.assets.windows.spec import CARRIED, DURATIONS
 from analytics_pipeline.assets.windows.window_table import Rows, WindowTable, Write
-from analytics_pipeline.records import HOUR, HOUR_S, HOUR_US, Region, to_us
+from analytics_pipeline.records import HOUR, HOUR_US, Region, to_us
 from analytics_pipeline.storage import table_io
 from analytics_pipeline.storage.pending_work import MAX_SERIES, Invalidation, Scope
 from analytics_pipeline.tables import TableSpec
@@ -46,7 +46,7 @@ class StateWindows(WindowTable):
     """How long each series was in which state."""
 
     def compute(self, context: Context, works: Sequence[Work]) -> list[Rows]:
-        fed = [work for work in works if work.domain.states]
+        fed = [work.of_states() for work in works if work.domain.states]
         if not fed:
             return []
         clocks = state_clock.read(context.connection, [work.domain_id for work in fed])
@@ -65,7 +65,7 @@ class StateWindows(WindowTable):
         changed = [one.replaced.changed for one in write.of(CARRIED)]
         if not changed:
             return []
-        fed = [work for work in write.works if work.domain.states]
+        fed = [work.of_states() for work in write.works if work.domain.states]
         seen = state_clock.read(context.connection, [work.domain_id for work in fed])
         with context.committed() as conn:
             clocks = state_clock.read(conn, [work.domain_id for work in fed])
@@ -225,6 +225,6 @@ def _stale(key: Key, series: tuple[int, ...] | None) -> Invalidation:
         asset="window_aggregates",
         domain_id=key[0],
         hour=key[1],
-        scope=Scope(series=series, spans=((0, HOUR_S),)),
+        scope=Scope(series=series, states=True),
         reason="carried state",
     )

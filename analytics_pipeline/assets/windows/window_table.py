@@ -76,8 +76,8 @@ def part_of(parts: Parts, frame: pl.DataFrame) -> Ints:
     return parts.of(frame["domain_id"].to_numpy(), frame["bucket_start_us"].to_numpy())
 
 
-def longer_windows(context: Context, work: Work) -> list[Invalidation]:
-    """Longer windows that hold this hour and begin in another one."""
+def longer_windows(context: Context, work: Work, *, states: bool = False) -> list[Invalidation]:
+    """Longer windows that hold this hour and begin in another one: all, or those of states."""
     begins = {
         work.hour_us // (size_s * 1_000_000) * (size_s * 1_000_000)
         for size_s in context.settings.window_sizes_s
@@ -88,7 +88,7 @@ def longer_windows(context: Context, work: Work) -> list[Invalidation]:
             asset="window_aggregates",
             domain_id=work.domain_id,
             hour=from_us(begin),
-            scope=Scope(spans=(LONGER_WINDOWS,)),
+            scope=Scope(spans=(LONGER_WINDOWS,), states=states),
             reason="hourly window",
         )
         for begin in sorted(begins - {work.hour_us})
