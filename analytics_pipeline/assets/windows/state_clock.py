@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from analytics_pipeline.records import HOUR, HOUR_S, hour_of, to_us
+from analytics_pipeline.records import HOUR, hour_of, to_us
 from analytics_pipeline.storage import pending_work
 from analytics_pipeline.storage.engine import Connection
 from analytics_pipeline.storage.locks import lock_domain_commits
@@ -43,14 +43,13 @@ def advance(conn: Connection, domains: Mapping[str, int]) -> int:
 def _advance_one(conn: Connection, name: str, domain_id: int) -> int:
     with conn.cursor() as cursor:
         cursor.execute(
-            "SELECT w.watermark, c.until, f.floor_hour, "
-            "(SELECT min(event_time) FROM state_changes WHERE domain_id = %(domain_id)s) "
+            "SELECT w.watermark, c.until, f.floor_hour "
             "FROM domain_watermark w LEFT JOIN state_clock c ON c.domain_id = %(domain_id)s "
             "LEFT JOIN retention_floor f ON f.domain = w.domain AND f.asset = 'window_aggregates' "
             "WHERE w.domain = %(name)s",
             {"name": name, "domain_id": domain_id},
         )
-        watermark, until, floor, first_change = cursor.fetchone() or (None, None, None, None)
+        watermark, until, floor = cursor.fetchone() or (None, None, None)
         if watermark is None or (until is not None and watermark <= until):
             return 0
         cursor.execute(
@@ -58,13 +57,13 @@ def _advance_one(conn: Connection, name: str, domain_id: int) -> int:
             "ON CONFLICT (domain_id) DO UPDATE SET until = EXCLUDED.until",
             (domain_id, watermark),
         )
-        since = until or first_change
+        since = until or _first_known(cursor, domain_id)
         if since is None:
             return 0
         begins = max(hour_of(since), floor or hour_of(since))
         series = _series(cursor, domain_id, begins, watermark)
     passed = [begins + HOUR * step for step in range(-((begins - watermark) // HOUR))] if series else []
-    scope = Scope(series=series, spans=((0, HOUR_S),))
+    scope = Scope(series=series, states=True)
     pending_work.add(
         conn,
         [
@@ -73,6 +72,17 @@ def _advance_one(conn: Connection, name: str, domain_id: int) -> int:
         ],
     )
     return len(passed)
+
+
+def _first_known(cursor: Any, domain_id: int) -> datetime | None:
+    """The first moment at which something is in a known state; None: nothing ever was."""
+    cursor.execute(
+        "SELECT least((SELECT min(event_time) FROM state_changes WHERE domain_id = %(domain_id)s), "
+        "(SELECT min(bucket_start) + interval '1 hour' FROM carried_states WHERE domain_id = %(domain_id)s))",
+        {"domain_id": domain_id},
+    )
+    first: datetime | None = cursor.fetchone()[0]
+    return first
 
 
 def _series(cursor: Any, domain_id: int, begins: datetime, until: datetime) -> tuple[int, ...]:

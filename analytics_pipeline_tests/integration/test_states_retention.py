@@ -1,0 +1,183 @@
+"""A state outlives retention: what was said before the first hour that is kept is still known in it."""
+
+from __future__ import annotations
+
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+from typing import Any
+
+import psycopg2
+import pytest
+
+from analytics_pipeline.storage import retention, states_at_floor
+from analytics_pipeline.storage.engine import connection
+from analytics_pipeline_tests.domains import begin_anew, states
+from analytics_pipeline_tests.environments import Environment
+from analytics_pipeline_tests.fault_points import Fault, FaultPoint, faulty_engine
+from analytics_pipeline_tests.integration.test_concurrency import PATIENCE_S, Gate
+from analytics_pipeline_tests.integration.test_states import ALL, advance, at, durations, send
+
+pytestmark = pytest.mark.usefixtures("quick_gates")
+
+
+@pytest.fixture
+def env(opened_states: Environment) -> Environment:
+    begin_anew(opened_states)
+    return opened_states
+
+
+def expire(env: Environment, floor: datetime) -> None:
+    with connection(env.pipeline.engine) as conn:
+        retention.expire(conn, ["states", "press"], floor + timedelta(days=1), 1)
+
+
+class Commits(FaultPoint):
+    """Counts commits alone: a connection that is lost between two of them leaves what the first one left."""
+
+    def due(self, what: str) -> Fault | None:
+        return super().due(what) if what == "commit" else None
+
+
+def expire_in_part(env: Environment, floor: datetime, commits: int) -> bool:
+    """Loses the connection after so many commits; returns whether there were as many."""
+    faults = Commits()
+    engine = faulty_engine(env.settings, faults)
+    try:
+        with connection(engine) as conn:
+            faults.arm(Fault(kind="lost", after_calls=commits - 1, moment="after"))
+            retention.expire(conn, ["states", "press"], floor + timedelta(days=1), 1)
+    except psycopg2.OperationalError:
+        return True
+    finally:
+        engine.dispose()
+    return False
+
+
+def pass_time(env: Environment, minutes: float) -> None:
+    send(env, states.heartbeat(at(minutes)))
+    advance(env)
+    env.pipeline.settle()
+
+
+def assert_rebuilt_alike(env: Environment, first: int) -> None:
+    """A rebuild of the hours that are kept changes no bit of them."""
+    live = env.pipeline.snapshot()
+    env.pipeline.rebuild(ALL[first:])
+    env.pipeline.settle()
+    assert env.pipeline.snapshot() == live
+
+
+def test_a_silence_longer_than_retention_forgets_no_state(env: Environment) -> None:
+    send(env, states.message(at(10), "running"), states.message(at(20), "idle", "m-2"))
+    advance(env)
+    env.pipeline.settle()
+    for hour in (3, 4):
+        expire(env, ALL[hour])
+        assert durations(env) == []
+    pass_time(env, 280)
+    pass_time(env, 320)
+    assert durations(env) == [
+        (ALL[4], "idle", 3600),
+        (ALL[4], "running", 3600),
+        (ALL[5], "idle", 1200),
+        (ALL[5], "running", 1200),
+    ]
+    assert_rebuilt_alike(env, 4)
+
+
+def test_a_state_that_the_clock_never_reached_outlives_retention(env: Environment) -> None:
+    send(env, states.message(at(0), "running"))
+    advance(env)  # a change at the very moment of the clock has lasted no time, and its hour holds nothing yet
+    env.pipeline.settle()
+    expire(env, ALL[3])
+    pass_time(env, 200)
+    assert durations(env) == [(ALL[3], "running", 1200)]
+    assert_rebuilt_alike(env, 3)
+
+
+def test_a_state_outlives_retention_before_the_first_advance_of_the_clock(env: Environment) -> None:
+    send(env, states.message(at(10), "running"))
+    env.pipeline.settle()
+    expire(env, ALL[3])
+    pass_time(env, 200)
+    assert durations(env) == [(ALL[3], "running", 1200)]
+    assert_rebuilt_alike(env, 3)
+
+
+def test_the_last_change_below_the_floor_counts_where_its_windows_are_still_pending(env: Environment) -> None:
+    send(env, states.message(at(10), "running"), states.heartbeat(at(300)))
+    advance(env)
+    env.pipeline.settle()
+    send(env, states.message(at(70), "off"), states.message(at(80), "idle", "m-2"))
+    env.normalize()  # and nobody computes the windows before they go
+    expire(env, ALL[3])
+    env.pipeline.settle()
+    assert durations(env) == [(hour, state, 3600) for hour in ALL[3:5] for state in ("idle", "off")]
+    assert_rebuilt_alike(env, 3)
+
+
+def test_a_state_that_retention_had_to_hand_on_is_known_in_hours_that_were_computed(env: Environment) -> None:
+    send(env, states.message(at(10), "running"))
+    env.pipeline.settle()
+    send(env, states.heartbeat(at(290)))
+    advance(env)
+    _compute(env, ALL[3:])  # nothing is known there yet: the hours before are to be computed first
+    expire(env, ALL[3])
+    env.pipeline.settle()
+    assert durations(env) == [(ALL[3], "running", 3600), (ALL[4], "running", 3000)]
+    assert_rebuilt_alike(env, 3)
+
+
+def _compute(env: Environment, hours: list[datetime]) -> None:
+    for hour in hours:
+        assert not env.pipeline.deriver.derive_hours("window_aggregates", [hour], "incremental", "test").errors
+
+
+@pytest.mark.parametrize("advanced", [True, False])
+def test_a_retention_that_is_cut_short_anywhere_forgets_no_state(env: Environment, *, advanced: bool) -> None:
+    for commits in range(1, 100):
+        begin_anew(env)
+        send(env, states.message(at(10), "running"), states.message(at(130), "idle", "m-2"))
+        advance(env)
+        env.pipeline.settle()
+        if not expire_in_part(env, ALL[3], commits):
+            assert commits > 5
+            return
+        if advanced:
+            pass_time(env, 280)
+        expire(env, ALL[4])
+        pass_time(env, 320)
+        expected = [(hour, state, s) for hour, s in ((ALL[4], 3600), (ALL[5], 1200)) for state in ("idle", "running")]
+        assert durations(env) == expected, commits
+        if advanced:
+            assert_rebuilt_alike(env, 4)
+    raise AssertionError("retention never came to its end")
+
+
+def test_a_clock_that_passes_the_floor_while_states_are_handed_on_misses_none(
+    env: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(env, states.message(at(10), "running"))
+    advance(env)
+    env.pipeline.settle()
+    send(env, states.heartbeat(at(280)))
+    holding, is_passed = Gate(), states_at_floor._is_passed
+
+    def passed(*arguments: Any) -> bool:
+        found = is_passed(*arguments)
+        holding.hold()
+        return found
+
+    monkeypatch.setattr(states_at_floor, "_is_passed", passed)
+    with ThreadPoolExecutor(2) as threads:
+        expiring = threads.submit(expire, env, ALL[3])
+        holding.wait_until_reached()  # it has seen a clock before the floor, and committed nothing
+        advancing = threads.submit(advance, env)
+        with contextlib.suppress(TimeoutError):  # it may have to wait
+            advancing.result(1.0)
+        holding.let_go()
+        expiring.result(PATIENCE_S)
+        advancing.result(PATIENCE_S)
+    env.pipeline.settle()
+    assert durations(env) == [(ALL[3], "running", 3600), (ALL[4], "running", 2400)]
