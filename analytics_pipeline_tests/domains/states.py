@@ -4,12 +4,13 @@
 
     {"time": "2025-08-20T03:12:00Z", "machine": "m-1", "kind": "mode", "state": "running"}
 
-Without ``machine`` it is a heartbeat.
+Without ``machine`` it is a heartbeat. With ``gauge`` there is also a sample, of another domain than the plain one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from operator import attrgetter
 from typing import Any
@@ -31,12 +32,19 @@ class Change(msgspec.Struct):
     machine: str | None = None
     kind: str = "mode"
     state: str = ""
+    gauge: float | None = None
 
 
 def _states(payload: Change) -> Sequence[tuple[SeriesTuple, str]]:
     if payload.machine is None:
         return ()
     return ((("t1", "f1", payload.machine, None, None, payload.kind, None), payload.state),)
+
+
+def _samples(payload: Change) -> Sequence[tuple[SeriesTuple, float, int]]:
+    if payload.gauge is None:
+        return ()
+    return ((("t1", "f1", payload.machine, None, None, "gauge", None), payload.gauge, 0),)
 
 
 def message(time: datetime, state: str, machine: str = "m-1", **more: Any) -> bytes:
@@ -55,3 +63,6 @@ DOMAIN = Domain(
     payload=Change,
     states=_states,
 )
+
+#: The same, with samples beside the states.
+GAUGED = replace(DOMAIN, name="gauged", topics=("gauged",), samples=_samples)

@@ -127,7 +127,7 @@ def test_a_change_that_comes_late_goes_on_hour_by_hour_as_far_as_it_reaches(env:
 def test_a_state_that_began_weeks_ago_is_carried_in(env: Environment) -> None:
     send(env, states.message(START - 20 * 24 * HOUR, "running"), states.heartbeat(at(90)))
     _settle_in_slices(env)
-    assert advance(env) == 20 * 24 + 2
+    assert advance(env) == state_clock.HOURS_AT_ONCE
     _settle_in_slices(env)
     assert durations(env)[-2:] == [(ALL[0], "running", 3600), (ALL[1], "running", 1800)]
     send(env, states.message(START - 19 * 24 * HOUR, "off"))
@@ -137,15 +137,37 @@ def test_a_state_that_began_weeks_ago_is_carried_in(env: Environment) -> None:
     assert_states_equal_reference(env.pipeline, state_messages_of(sent))
 
 
-def _settle_in_slices(env: Environment) -> None:
-    """As backfill runs do: all pending hours of an asset at once."""
-    for _ in range(30):
+def test_a_jump_of_a_month_ends_complete_and_keeps_no_live_hour_waiting(env: Environment) -> None:
+    month = START - 30 * 24 * HOUR
+    send(env, states.message(month, "running"), states.message(month + 50 * HOUR, "idle", "m-2"))
+    send(env, states.message(month + 300 * HOUR, "off", "m-2"), states.message(month + 301 * HOUR, "off", "m-3"))
+    env.pipeline.settle()  # before the clock has reached any of it
+    send(env, states.message(at(10), "on", "m-4"), states.heartbeat(at(90)))
+    assert advance(env) == state_clock.HOURS_AT_ONCE + 2  # and the hours in which others begin to be in a state
+    env.normalize()
+    for hour in ALL[:2]:  # the second one is asked for by the first
+        _windows(env.pipeline, [hour])
+    assert durations(env)[-2:] == [(ALL[0], "on", 3000), (ALL[1], "on", 1800)]
+    send(env, states.message(at(100), "off", "m-4"), states.heartbeat(at(110)))
+    assert advance(env) == 1  # the next minute asks for no more than it passes, however much is still to do
+    rounds = _settle_in_slices(env)
+    assert rounds >= 30, "a day at a time"
+    sent = [one for one in env.sent if one.topic == topic_of(env, "states")]
+    assert_states_equal_reference(env.pipeline, state_messages_of(sent))
+
+
+def _settle_in_slices(env: Environment) -> int:
+    """As backfill runs do: all pending hours of an asset at once. Returns how often there was something to do."""
+    for count in range(60):
         with connection(env.pipeline.engine) as conn:
             todo = actionable_hours(conn)
-        for asset in DERIVED if todo else ():
+        if not todo:
+            assert_settled(env.pipeline)
+            return count
+        for asset in DERIVED:
             hours = [one.hour for one in todo if asset in one.assets]
             assert not env.pipeline.deriver.derive_hours(asset, hours, "incremental", "test").errors
-    assert_settled(env.pipeline)
+    raise AssertionError(f"still pending: {todo}")
 
 
 def test_of_two_states_at_one_time_the_later_message_wins(env: Environment) -> None:

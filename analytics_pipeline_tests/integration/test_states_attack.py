@@ -58,14 +58,14 @@ def test_a_change_committed_while_the_clock_advances_is_not_passed_over(
     advance(env)
     env.pipeline.settle()
     send(env, states.message(at(20), "off", "m-2"), states.heartbeat(at(290)))
-    holding, series_of = Gate(), state_clock._series
+    holding, first_hours = Gate(), state_clock._first_hours
 
-    def series(*arguments: Any) -> Any:
-        found = series_of(*arguments)
+    def hours(*arguments: Any) -> Any:
+        found = first_hours(*arguments)
         holding.hold()
         return found
 
-    monkeypatch.setattr(state_clock, "_series", series)
+    monkeypatch.setattr(state_clock, "_first_hours", hours)
     other = Pipeline(env.settings, env.pipeline.engine, env.pipeline.registry)
     with ThreadPoolExecutor(2) as threads:
         advancing = threads.submit(advance, env)

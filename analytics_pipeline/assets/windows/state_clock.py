@@ -17,6 +17,10 @@ from analytics_pipeline.storage.engine import Connection
 from analytics_pipeline.storage.locks import lock_domain_commits
 from analytics_pipeline.storage.pending_work import Invalidation, Scope
 
+#: Hours in a row that one advance asks for. After a longer silence the states go on from these by themselves, as those
+#: of a late change do, and the hours of months are not all pending at once.
+HOURS_AT_ONCE = 24
+
 
 def read(conn: Connection, domain_ids: Iterable[int]) -> dict[int, int]:
     """The clock of each domain that has one, in microseconds, as this transaction sees it."""
@@ -61,14 +65,18 @@ def _advance_one(conn: Connection, name: str, domain_id: int) -> int:
         if since is None:
             return 0
         begins = max(hour_of(since), floor or hour_of(since))
-        series = _series(cursor, domain_id, begins, watermark)
-    passed = [begins + HOUR * step for step in range(-((begins - watermark) // HOUR))] if series else []
-    scope = Scope(series=series, states=True)
+        passed = _passed(_first_hours(cursor, domain_id, begins, watermark), begins, watermark)
     pending_work.add(
         conn,
         [
-            Invalidation(asset="window_aggregates", domain_id=domain_id, hour=hour, scope=scope, reason="state clock")
-            for hour in passed
+            Invalidation(
+                asset="window_aggregates",
+                domain_id=domain_id,
+                hour=hour,
+                scope=Scope(series=series, states=True),
+                reason="state clock",
+            )
+            for hour, series in passed.items()
         ],
     )
     return len(passed)
@@ -85,11 +93,30 @@ def _first_known(cursor: Any, domain_id: int) -> datetime | None:
     return first
 
 
-def _series(cursor: Any, domain_id: int, begins: datetime, until: datetime) -> tuple[int, ...]:
-    """The series that are in some state between two moments: carried in, or changed in between."""
+def _first_hours(cursor: Any, domain_id: int, begins: datetime, until: datetime) -> dict[int, datetime]:
+    """The first hour in which each series is in some state between two moments: carried in, or changed in between."""
     cursor.execute(
-        "SELECT series_id FROM carried_states WHERE domain_id = %s AND bucket_start = %s UNION "
-        "SELECT series_id FROM state_changes WHERE domain_id = %s AND event_time >= %s AND event_time < %s ORDER BY 1",
-        (domain_id, begins - HOUR, domain_id, begins, until),
+        "SELECT series_id, min(hour) FROM ("
+        "SELECT series_id, %(begins)s AS hour FROM carried_states "
+        "WHERE domain_id = %(domain_id)s AND bucket_start = %(before)s UNION ALL "
+        "SELECT series_id, date_trunc('hour', event_time, 'UTC') FROM state_changes "
+        "WHERE domain_id = %(domain_id)s AND event_time >= %(begins)s AND event_time < %(until)s"
+        ") known GROUP BY series_id ORDER BY series_id",
+        {"domain_id": domain_id, "begins": begins, "before": begins - HOUR, "until": until},
     )
-    return tuple(row[0] for row in cursor.fetchall())
+    return dict(cursor.fetchall())
+
+
+def _passed(first: Mapping[int, datetime], begins: datetime, until: datetime) -> dict[datetime, tuple[int, ...]]:
+    """The series to compute in each hour to ask for.
+
+    From the first hour of a series on its states go from hour to hour, as far as the clock. The hours at the beginning
+    are asked for at once: the state at the end of the very first is as it was, however much longer it lasted.
+    """
+    ahead = min(until, begins + HOUR * HOURS_AT_ONCE)
+    hours = {begins + HOUR * step for step in range(-((begins - ahead) // HOUR))} | set(first.values())
+    found = {
+        hour: tuple(one for one, since in first.items() if since == hour or since < hour < ahead)
+        for hour in sorted(hours)
+    }
+    return {hour: series for hour, series in found.items() if series}
