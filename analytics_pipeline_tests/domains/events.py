@@ -41,7 +41,8 @@ class Happened(msgspec.Struct):
     properties: dict[str, Any] = {}
 
 
-def _events(payload: Happened) -> tuple[EventTuple]:
+def of(payload: Happened) -> tuple[EventTuple]:
+    """The events of one payload."""
     properties = canonical_json(payload.properties)
     who = (payload.id, payload.tenant, "f1", None)
     return ((*who, payload.kind, payload.entity, payload.what, payload.user, payload.value, properties),)
@@ -63,7 +64,7 @@ DOMAIN = Domain(
     envelope=Envelope,
     event_time=attrgetter("time"),
     payload=Happened,
-    events=_events,
+    events=of,
 )
 
 #: The same, with samples beside the events.

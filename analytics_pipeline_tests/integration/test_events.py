@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import permutations
 
@@ -16,7 +17,7 @@ from analytics_pipeline.records import DERIVED, HOUR, hour_of
 from analytics_pipeline.storage.engine import connection
 from analytics_pipeline.storage.retention import expire
 from analytics_pipeline_tests.conftest import DatabaseServer, KafkaServer
-from analytics_pipeline_tests.domains import begin_anew, events, open_domains, topic_of
+from analytics_pipeline_tests.domains import begin_anew, events, open_domains, topic_of, with_domain
 from analytics_pipeline_tests.environments import Environment
 from analytics_pipeline_tests.integration.test_concurrency import PATIENCE_S, Gate, before
 from analytics_pipeline_tests.invariants import (
@@ -166,6 +167,21 @@ def test_an_event_that_lost_to_one_in_an_expired_hour_is_the_event_again(env: En
         (ALL[1] + timedelta(minutes=5),)
     ]
     assert_live_equals_rebuild(env.pipeline)
+
+
+def test_an_id_that_a_rebuild_takes_from_its_hour_is_the_event_of_another_again(env: Environment) -> None:
+    for at, what in enumerate("ab"):
+        send(env, [events.message(ALL[at] + timedelta(minutes=5), what, id="e")], kafka_s=-at)
+    env.drain()
+    env.pipeline.settle()
+    assert env.pipeline.query("SELECT event_time FROM normalized_events") == [(ALL[0] + timedelta(minutes=5),)]
+    changed = with_domain(env, replace(events.DOMAIN, events=lambda its: events.of(its) if its.what == "b" else ()))
+    assert not changed.deriver.derive_hours("normalized_measurements", ALL[:1], "full", "test").errors
+    changed.settle()
+    assert env.pipeline.query("SELECT event_time FROM normalized_events") == [(ALL[1] + timedelta(minutes=5),)]
+    assert env.pipeline.query("SELECT event_time FROM event_identities") == [(ALL[1] + timedelta(minutes=5),)]
+    assert_live_equals_rebuild(changed)
+    changed.close()
 
 
 def test_two_slices_that_meet_one_id_at_once_leave_it_in_one_hour(env: Environment) -> None:
