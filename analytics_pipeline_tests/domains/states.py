@@ -4,7 +4,8 @@
 
     {"time": "2025-08-20T03:12:00Z", "machine": "m-1", "kind": "mode", "state": "running"}
 
-Without ``machine`` it is a heartbeat. With ``gauge`` there is also a sample, of another domain than the plain one.
+Without ``machine`` it is a heartbeat. Other domains than the plain one read a sample from ``gauge`` as well, or an
+event from the change, with the id ``id``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import Any
 
 import msgspec
 
-from analytics_pipeline.domains.base import Domain, SeriesTuple
+from analytics_pipeline.domains.base import Domain, EventTuple, SeriesTuple
+from analytics_pipeline.domains.sensor import DOMAIN as SENSOR
 
 
 class Envelope(msgspec.Struct):
@@ -33,6 +35,7 @@ class Change(msgspec.Struct):
     kind: str = "mode"
     state: str = ""
     gauge: float | None = None
+    id: str | None = None
 
 
 def _states(payload: Change) -> Sequence[tuple[SeriesTuple, str]]:
@@ -45,6 +48,12 @@ def _samples(payload: Change) -> Sequence[tuple[SeriesTuple, float, int]]:
     if payload.gauge is None:
         return ()
     return ((("t1", "f1", payload.machine, None, None, "gauge", None), payload.gauge, 0),)
+
+
+def _events(payload: Change) -> Sequence[EventTuple]:
+    if payload.machine is None:
+        return ()
+    return ((payload.id, "t1", "f1", payload.machine, "machine", payload.machine, payload.state, None, None, "{}"),)
 
 
 def message(time: datetime, state: str, machine: str = "m-1", **more: Any) -> bytes:
@@ -66,3 +75,6 @@ DOMAIN = Domain(
 
 #: The same, with samples beside the states.
 GAUGED = replace(DOMAIN, name="gauged", topics=("gauged",), samples=_samples)
+
+#: The same, with everything that a domain may yield.
+EVERYTHING = replace(GAUGED, name="everything", topics=("everything",), events=_events, detectors=SENSOR.detectors)

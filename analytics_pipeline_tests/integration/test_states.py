@@ -183,8 +183,11 @@ def test_of_two_states_at_one_time_the_later_message_wins(env: Environment) -> N
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_any_order_split_duplication_and_composition_gives_the_reference(env: Environment, seed: int) -> None:
+def test_any_order_split_duplication_and_composition_gives_the_reference(
+    env: Environment, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
     rng = random.Random(seed)
+    monkeypatch.setattr(state_clock, "HOURS_AT_ONCE", rng.choice([2, 3, 24]))
     for step in range(rng.choice([1, 4, 8])):
         send(env, *_changes(rng), kafka_s=rng.randrange(3))
         if rng.random() < 0.7:

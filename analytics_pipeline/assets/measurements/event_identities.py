@@ -54,7 +54,7 @@ def decide(context: Context, works: Sequence[Work], rows: pl.DataFrame) -> Decid
     """
     own = _with_hour(rows.filter(pl.col("event_id").is_not_null()))
     # An hour whose events are all held by others has identities, and no row that its state would count.
-    gone = _stored_of(context.connection, [work for work in works if work.whole and work.domain.events])
+    gone = _stored_of(context.connection, [work for work in works if work.whole])
     if own.is_empty() and gone.is_empty():
         return Decided(rows, EVENTS.empty(("domain_id", "event_time")))
     wanted = pl.concat([frame.select(_EVENT) for frame in (own, gone)]).unique()

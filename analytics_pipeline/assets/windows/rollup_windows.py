@@ -26,8 +26,10 @@ _READ = ("domain_id", "event_time", "identity", *GROUP, "value")
 class RollupWindows(WindowTable):
     """Counts and sums per kind of event and window."""
 
+    kind = "events"
+
     def compute(self, context: Context, works: Sequence[Work]) -> list[Rows]:
-        fed = [work for work in works if work.domain.events]
+        fed = self.fed(works)
         if not fed:
             return []
         sizes = Sizes(ROLLUPS, lambda children, size_s, _: _typed(merge_rollups(children, size_s)))

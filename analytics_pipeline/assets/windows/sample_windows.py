@@ -27,14 +27,16 @@ from analytics_pipeline.storage.pending_work import MAX_SERIES, Invalidation, Sc
 class SampleWindows(WindowTable):
     """Figures per series and window."""
 
+    kind = "samples"
+
     def compute(self, context: Context, works: Sequence[Work]) -> list[Rows]:
-        fed = [work for work in works if work.domain.samples]
+        fed = self.fed(works)
         base = base_level(context, fed, context.settings.base_window_s)
         return [Rows(TABLE, *Sizes(TABLE, _merged).levels(context, fed, base))]
 
     def stale(self, context: Context, write: Write) -> list[Invalidation]:
         (done,) = write.of(TABLE)
-        fed = [work for work in write.works if work.domain.samples]
+        fed = self.fed(write.works)
         base_s = context.settings.base_window_s
         before, after = (rows.filter(pl.col("window_s") == base_s) for rows in (done.stored, done.wanted))
         return [

@@ -22,6 +22,7 @@ from analytics_pipeline.assets.windows.spec import CARRIED, DURATIONS
 from analytics_pipeline.assets.windows.window_table import Rows, WindowTable, Write
 from analytics_pipeline.records import HOUR, HOUR_US, Region, to_us
 from analytics_pipeline.storage import table_io
+from analytics_pipeline.storage.engine import Connection
 from analytics_pipeline.storage.pending_work import MAX_SERIES, Invalidation, Scope
 from analytics_pipeline.tables import TableSpec
 
@@ -45,11 +46,13 @@ class _Found:
 class StateWindows(WindowTable):
     """How long each series was in which state."""
 
+    kind = "states"
+
     def compute(self, context: Context, works: Sequence[Work]) -> list[Rows]:
-        fed = [work.of_states() for work in works if work.domain.states]
+        fed = self.fed([work.of_states() for work in works])
         if not fed:
             return []
-        clocks = state_clock.read(context.connection, [work.domain_id for work in fed])
+        clocks = _clocks(context.connection, fed)
         found = _Found()
         for domain_id in sorted({work.domain_id for work in fed}):
             its = sorted((work for work in fed if work.domain_id == domain_id), key=lambda work: work.hour)
@@ -65,10 +68,10 @@ class StateWindows(WindowTable):
         changed = [one.replaced.changed for one in write.of(CARRIED)]
         if not changed:
             return []
-        fed = [work.of_states() for work in write.works if work.domain.states]
-        seen = state_clock.read(context.connection, [work.domain_id for work in fed])
+        fed = self.fed([work.of_states() for work in write.works])
+        seen = _clocks(context.connection, fed)
         with context.committed() as conn:
-            clocks = state_clock.read(conn, [work.domain_id for work in fed])
+            clocks = _clocks(conn, fed)
         last = changed[0].group_by("domain_id", "bucket_start_us").agg(pl.col("series_id").sort())
         series = {(domain_id, hour_us): tuple(its) for domain_id, hour_us, its in last.rows()}
         found = []
@@ -77,6 +80,11 @@ class StateWindows(WindowTable):
                 its = series.get((work.domain_id, work.hour_us), ())
                 found += _later_hours(write, at, its, clocks.get(work.domain_id, 0))
         return [*found, *_passed_meanwhile(fed, series, seen, clocks)]
+
+
+def _clocks(conn: Connection, works: Sequence[Work]) -> dict[int, int]:
+    """Up to when the states of each domain have lasted; one that yields none any more has no clock."""
+    return state_clock.read(conn, [work.domain_id for work in works if work.domain.states])
 
 
 def _merged(children: pl.DataFrame, size_s: int, _base_s: int) -> pl.DataFrame:

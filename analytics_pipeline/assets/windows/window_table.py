@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import polars as pl
 
@@ -59,7 +60,23 @@ class Write:
 
 
 class WindowTable(ABC):
-    """One table of the asset, or some that are computed together."""
+    """One table of the asset, or some that are computed together.
+
+    Attributes:
+        kind: what it is computed from, as `Domain` names it.
+    """
+
+    kind: ClassVar[Literal["samples", "events", "states"]]
+
+    def fed(self, works: Sequence[Work]) -> list[Work]:
+        """Those whose domain yields what this is computed from, and those that may hold rows of a time when it did:
+        whole hours that are replaced, and longer windows, which lose such an hour."""
+        return [
+            work
+            for work in works
+            if getattr(work.domain, self.kind)
+            or (work.state.rows and (work.whole or (work.pending and LONGER_WINDOWS in work.pending.spans)))
+        ]
 
     @abstractmethod
     def compute(self, context: Context, works: Sequence[Work]) -> list[Rows]:
