@@ -17,8 +17,9 @@ from analytics_pipeline.storage.locks import lock_domain_commits
 from analytics_pipeline.storage.pending_work import MAX_SERIES, Invalidation, Scope
 
 _DOMAINS = (
-    "SELECT domain_id FROM state_changes WHERE event_time < %(floor)s "
-    "UNION SELECT domain_id FROM carried_states WHERE bucket_start < %(floor)s ORDER BY 1"
+    "SELECT domain_id FROM state_changes WHERE event_time >= '-infinity' AND event_time < %(floor)s "
+    "UNION SELECT domain_id FROM carried_states WHERE bucket_start >= '-infinity' AND bucket_start < %(floor)s "
+    "ORDER BY 1"
 )
 #: A change that is stored was told after whatever was carried: what is carried may wait for windows that are pending.
 _HAND_ON = (

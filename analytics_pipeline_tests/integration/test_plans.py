@@ -5,7 +5,7 @@ On a database as the migration left it: never analyzed, autovacuum off.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -38,17 +38,21 @@ NO_AUTOVACUUM = """
 """
 #: What the first domain's rows are in nine others.
 OTHERS = range(1, len(DOMAINS))
-SHIFTED = {
-    "domain_id": "t.domain_id + n",
-    "series_id": f"t.series_id + {SENSORS} * n",
-    "topic": "t.topic || n",
-}
 FILLED = ("measurement_series", "raw_events", "normalized_measurements", "window_aggregates", "anomalies", "kpis")
 
 
-def give_to_others(env: Environment) -> None:
-    """Everything that the first domain has, nine times more."""
-    for table in (*FILLED, "partition_state"):
+def give_to_others(env: Environment, tables: Sequence[str], series: int) -> None:
+    """Everything that the first domain has in some tables, nine times more.
+
+    Args:
+        series: how many it has; their numbers begin with 1.
+    """
+    shifted = {
+        "domain_id": "t.domain_id + n",
+        "series_id": f"t.series_id + {series} * n",
+        "topic": "t.topic || n",
+    }
+    for table in (*tables, "partition_state"):
         names = [
             row[0]
             for row in env.pipeline.query(
@@ -58,7 +62,7 @@ def give_to_others(env: Environment) -> None:
             )
         ]
         listed = ", ".join(f'"{name}"' for name in names)
-        selected = ", ".join(SHIFTED.get(name, f't."{name}"') for name in names)
+        selected = ", ".join(shifted.get(name, f't."{name}"') for name in names)
         order = "ORDER BY n, t.series_id" if table == "measurement_series" else ""
         execute(
             env,
@@ -97,7 +101,7 @@ def env(postgres_server: DatabaseServer, kafka_broker: KafkaServer) -> Iterator[
         )
         it.drain()
         it.pipeline.settle()
-        give_to_others(it)
+        give_to_others(it, FILLED, SENSORS)
         execute(it, NO_AUTOVACUUM)
         assert it.pipeline.query("SELECT count(DISTINCT domain_id) FROM window_aggregates") == [(10,)]
         assert it.pipeline.query("SELECT count(*) FROM pg_stats WHERE tablename = ANY(%s)", [*FILLED]) == [(0,)]
