@@ -181,11 +181,14 @@ def _drop_chunks(conn: Connection, edges: Mapping[str, datetime], rows: dict[str
 def _raise_floor(conn: Connection, domains: Iterable[str], floor: datetime) -> None:
     """Written before anything is deleted, so that no hour is ever half there without a word. Never lowered.
 
+    Also of domains that are not enabled: their rows go as well.
+
     A slice that is being computed meanwhile sees at its commit that the version is another, and begins anew.
     """
     raise_version(conn, "retention")
     with conn.cursor() as cursor:
-        for domain in domains:
+        cursor.execute("SELECT domain FROM domain_number")
+        for domain in sorted({*domains, *(row[0] for row in cursor.fetchall())}):
             for asset in (RAW_EVENTS, *DERIVED):
                 cursor.execute(
                     "INSERT INTO retention_floor AS f (domain, asset, floor_hour) VALUES (%s, %s, %s) "

@@ -86,6 +86,18 @@ def test_a_silence_longer_than_retention_forgets_no_state(env: Environment) -> N
     assert_rebuilt_alike(env, 4)
 
 
+def test_a_domain_that_is_disabled_while_hours_go_keeps_its_states(env: Environment) -> None:
+    send(env, states.message(at(10), "running"))
+    advance(env)
+    env.pipeline.settle()
+    with connection(env.pipeline.engine) as conn:
+        retention.expire(conn, ["press"], ALL[3] + timedelta(days=1), 1)
+    assert env.pipeline.count("state_changes") == 0
+    pass_time(env, 200)
+    assert durations(env) == [(ALL[3], "running", 1200)]
+    assert_rebuilt_alike(env, 3)
+
+
 def test_a_state_that_the_clock_never_reached_outlives_retention(env: Environment) -> None:
     send(env, states.message(at(0), "running"))
     advance(env)  # a change at the very moment of the clock has lasted no time, and its hour holds nothing yet
