@@ -10,11 +10,14 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from analytics_pipeline.records import HOUR
+from analytics_pipeline.assets.windows.spec import SPEC
+from analytics_pipeline.records import HOUR, DerivedName
 from analytics_pipeline.storage import pending_work
 from analytics_pipeline.storage.engine import Connection
 from analytics_pipeline.storage.locks import lock_domain_commits
 from analytics_pipeline.storage.pending_work import MAX_SERIES, Invalidation, Scope
+
+WINDOWS: DerivedName = SPEC.name  # type: ignore[assignment]
 
 _DOMAINS = (
     "SELECT domain_id FROM state_changes WHERE event_time >= '-infinity' AND event_time < %(floor)s "
@@ -56,7 +59,7 @@ def hand_on(conn: Connection, floor: datetime) -> None:
         if passed:
             scope = Scope(series=tuple(series) if len(series) <= MAX_SERIES else None, states=True)
             stale = Invalidation(
-                asset="window_aggregates", domain_id=domain_id, hour=floor, scope=scope, reason="carried state"
+                asset=WINDOWS, domain_id=domain_id, hour=floor, scope=scope, reason="carried state"
             )
             pending_work.add(conn, [stale])
         conn.commit()
