@@ -176,4 +176,6 @@ def test_states_are_handed_on_without_statistics(env: Environment) -> None:
 def test_retention_deletes_events_and_states_without_statistics(env: Environment) -> None:
     with explained(env.pipeline.engine) as plans, connection(env.pipeline.engine) as conn:
         retention.expire(conn, [one.name for one in DOMAINS], START + HOUR + timedelta(days=1), 1)
-    assert_read(env, plans, BELOW_FLOOR, set(BELOW_FLOOR) - {"state_clock"})
+    # A chunk that ends where the hour does is dropped, and nothing of it is looked for.
+    tables = {"event_identities"} if roots(env) else set(BELOW_FLOOR) - {"state_clock"}
+    assert_read(env, plans, BELOW_FLOOR, tables)
