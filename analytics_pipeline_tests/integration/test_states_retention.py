@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Any
@@ -10,13 +11,17 @@ from typing import Any
 import psycopg2
 import pytest
 
+from analytics_pipeline.assets.windows import state_clock
+from analytics_pipeline.records import to_us
 from analytics_pipeline.storage import retention, states_at_floor
 from analytics_pipeline.storage.engine import connection
-from analytics_pipeline_tests.domains import begin_anew, states
+from analytics_pipeline_tests import reference
+from analytics_pipeline_tests.domains import begin_anew, states, topic_of
 from analytics_pipeline_tests.environments import Environment
 from analytics_pipeline_tests.fault_points import Fault, FaultPoint, faulty_engine
 from analytics_pipeline_tests.integration.test_concurrency import PATIENCE_S, Gate
 from analytics_pipeline_tests.integration.test_states import ALL, advance, at, durations, send
+from analytics_pipeline_tests.invariants import assert_settled, state_messages_of
 
 pytestmark = pytest.mark.usefixtures("quick_gates")
 
@@ -144,6 +149,53 @@ def test_a_state_that_retention_had_to_hand_on_is_known_in_hours_that_were_compu
 def _compute(env: Environment, hours: list[datetime]) -> None:
     for hour in hours:
         assert not env.pipeline.deriver.derive_hours("window_aggregates", [hour], "incremental", "test").errors
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_in_any_order_with_retention_the_kept_hours_are_those_of_the_reference(
+    env: Environment, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    rng = random.Random(seed)
+    monkeypatch.setattr(state_clock, "HOURS_AT_ONCE", rng.choice([2, 3, 24]))
+    first = 0
+    for _ in range(8):
+        _say_something(env, rng, first)
+        env.normalize()  # what nobody read before it goes is lost
+        if rng.random() < 0.5:
+            advance(env)
+        if rng.random() < 0.5:
+            _compute(env, rng.sample(ALL[first:], 2))
+        if rng.random() < 0.4:
+            env.pipeline.settle()
+        if rng.random() < 0.4 and first < 5:
+            first += rng.choice([1, 2])
+            expire(env, ALL[first])
+    advance(env)
+    env.pipeline.settle()
+    assert_settled(env.pipeline)
+    _assert_kept_durations(env, ALL[first])
+    assert_rebuilt_alike(env, first)
+
+
+def _say_something(env: Environment, rng: random.Random, first: int) -> None:
+    """Changes of state in hours that are kept, or nothing but that time has passed."""
+    minutes = [rng.choice([60 * first, rng.randrange(60 * first, 60 * len(ALL))]) for _ in range(rng.choice([0, 1, 4]))]
+    changes = [states.message(at(m), rng.choice(["on", "off"]), rng.choice(["m-1", "m-2"])) for m in minutes]
+    send(env, *changes, states.heartbeat(at(rng.randrange(60 * first, 60 * len(ALL)))), kafka_s=rng.randrange(3))
+
+
+def _assert_kept_durations(env: Environment, floor: datetime) -> None:
+    until_us = to_us(env.pipeline.query("SELECT until FROM state_clock")[0][0])
+    sent = state_messages_of([one for one in env.sent if one.topic == topic_of(env, "states")])
+    for size_s in (300, 900, 3600):
+        rows = env.pipeline.query(
+            "SELECT bucket_start, machine_id, metric, state, duration_us FROM state_durations "
+            "JOIN measurement_series USING (domain_id, series_id) WHERE window_s = %s",
+            size_s,
+        )
+        wanted = reference.state_durations(sent, size_s, until_us)
+        kept = {key: lasted for key, lasted in wanted.items() if key[0] >= to_us(floor)}
+        assert {(to_us(row[0]), (row[1], row[2]), row[3]): row[4] for row in rows} == kept
 
 
 @pytest.mark.parametrize("advanced", [True, False])
