@@ -37,6 +37,15 @@ _HAND_ON = (
     "WHERE kept.state <> EXCLUDED.state RETURNING series_id"
 )
 
+#: What later hours carry was carried from another state. It may not be taken for known by the next retention, should
+#: that come before the hours are computed again.
+_FORGET = (
+    "WITH gone AS (DELETE FROM carried_states WHERE domain_id = %(domain_id)s AND bucket_start >= %(floor)s "
+    "AND bucket_start < 'infinity' AND series_id = ANY(%(series)s) RETURNING bucket_start) "
+    "UPDATE partition_state SET rows = rows - lost FROM (SELECT bucket_start, count(*) AS lost FROM gone GROUP BY 1) g "
+    "WHERE asset = %(asset)s AND domain_id = %(domain_id)s AND hour = bucket_start"
+)
+
 
 def hand_on(conn: Connection, floor: datetime) -> None:
     """Write the last known state of each series to the hour before the floor, where another one or none is written.
@@ -56,6 +65,8 @@ def hand_on(conn: Connection, floor: datetime) -> None:
             cursor.execute(_HAND_ON, {"domain_id": domain_id, "floor": floor, "hour": floor - HOUR})
             series = sorted(row[0] for row in cursor.fetchall())
             passed = bool(series) and _is_passed(cursor, domain_id, floor)
+            if passed:
+                cursor.execute(_FORGET, {"asset": WINDOWS, "domain_id": domain_id, "floor": floor, "series": series})
         if passed:
             scope = Scope(series=tuple(series) if len(series) <= MAX_SERIES else None, states=True)
             stale = Invalidation(
