@@ -175,7 +175,19 @@ def test_in_any_order_with_retention_the_kept_hours_are_those_of_the_reference(
     env.pipeline.settle()
     assert_settled(env.pipeline)
     _assert_kept_durations(env, ALL[first])
+    _assert_counted(env, ALL[first])
     assert_rebuilt_alike(env, first)
+
+
+def _assert_counted(env: Environment, floor: datetime) -> None:
+    """What people are told that the kept hours hold is what they hold."""
+    held = env.pipeline.query(
+        "SELECT date_trunc('hour', bucket_start, 'UTC'), count(*) FROM (SELECT bucket_start FROM state_durations "
+        "UNION ALL SELECT bucket_start FROM carried_states) its WHERE bucket_start >= %s GROUP BY 1 ORDER BY 1",
+        floor,
+    )
+    told = "SELECT hour, rows FROM partition_state WHERE asset = 'window_aggregates' AND rows <> 0 ORDER BY 1"
+    assert env.pipeline.query(told) == held
 
 
 def _say_something(env: Environment, rng: random.Random, first: int) -> None:
