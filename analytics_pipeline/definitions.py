@@ -35,9 +35,7 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> Definitio
             assets=build_assets(settings),
             sensors=[build_drain_sensor(settings)],
             jobs=build_jobs(),
-            schedules=build_schedules(
-                settings.retention_days, states=any(domain.states for domain in resources["pipeline"].domains)
-            ),
+            schedules=build_schedules(settings.retention_days),
             resources=resources,
             # Celery's prefork children may have no children of their own; and a step is not worth a process.
             executor=in_process_executor,

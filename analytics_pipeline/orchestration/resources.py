@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
@@ -23,6 +24,7 @@ from analytics_pipeline.records import (
     PartitionError,
 )
 from analytics_pipeline.settings import Settings
+from analytics_pipeline.storage.domain_numbers import DomainNumbers
 from analytics_pipeline.storage.engine import Connection, connection, engine_for
 from analytics_pipeline.storage.live_signal import Listener, listening
 
@@ -37,6 +39,10 @@ if TYPE_CHECKING:
 #: Held for as long as a tick drains. A tick that Dagster gave up waiting for continues in its thread: the next
 #: one must not share its consumer.
 DRAIN_LOCK = threading.Lock()
+
+#: States that nobody speaks of grow by this much at a time: often enough for who watches, and an hour of all states is
+#: computed again each time.
+STATES_EVERY_S = 60.0
 
 
 class Pipeline:
@@ -55,6 +61,7 @@ class Pipeline:
         self._drains: dict[int, Drain] = {}
         self._derivers: dict[int, Deriver] = {}
         self._loops: dict[int, DrainLoop] = {}
+        self._states_due_at = 0.0
 
     @property
     def engine(self) -> Engine:
@@ -86,6 +93,19 @@ class Pipeline:
     ) -> DerivedHours:
         """Some hours of a derived asset, committed slice by slice."""
         return self._deriver().derive_hours(asset, hours, mode, run_id, domains=domains, wait=wait)
+
+    def advance_states(self) -> int:
+        """Let states last up to the watermarks of their domains, once a minute at most; returns how many hours were
+        asked for."""
+        with_states = [domain.name for domain in self.domains if domain.states]
+        if not with_states or time.monotonic() < self._states_due_at:
+            return 0
+        from analytics_pipeline.assets.windows import state_clock
+
+        with self.connection() as conn:
+            hours = state_clock.advance(conn, DomainNumbers(self.engine).numbers(with_states))
+        self._states_due_at = time.monotonic() + STATES_EVERY_S
+        return hours
 
     def listening(self) -> AbstractContextManager[Listener]:
         """What the drain says to live runs."""

@@ -19,7 +19,6 @@ from dagster import (
 from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.scheduler.instigation import SensorInstigatorData
 
-from analytics_pipeline.assets.windows import state_clock
 from analytics_pipeline.orchestration.partitions import last_partition_hour
 from analytics_pipeline.orchestration.prune import prune, summary
 from analytics_pipeline.orchestration.reporting import Cursor
@@ -28,7 +27,6 @@ from analytics_pipeline.orchestration.retention_reports import report_expired
 from analytics_pipeline.orchestration.sensors import SENSOR_NAME
 from analytics_pipeline.storage import outcomes
 from analytics_pipeline.storage.batches import coalesce
-from analytics_pipeline.storage.domain_numbers import DomainNumbers
 from analytics_pipeline.storage.pending_work import batches_named
 from analytics_pipeline.storage.retention import expire
 
@@ -36,7 +34,6 @@ from analytics_pipeline.storage.retention import expire
 PRUNE_CRON = "37 3 * * *"
 RETENTION_CRON = "23 * * * *"
 TIDY_CRON = "41 * * * *"
-STATE_CLOCK_CRON = "* * * * *"
 
 
 @op(description="Deletes what the live path left in Dagster's storage and no page needs any more.")
@@ -105,28 +102,13 @@ def retention() -> None:
     expire_hours()
 
 
-@op(description="Advances the clock of states to the watermarks, and asks for the hours that it passes.")
-def advance_states(context: OpExecutionContext, pipeline: ResourceParam[Pipeline]) -> None:
-    """See ``assets.windows.state_clock``."""
-    names = [domain.name for domain in pipeline.domains if domain.states]
-    with pipeline.connection() as conn:
-        hours = state_clock.advance(conn, DomainNumbers(pipeline.engine).numbers(names)) if names else 0
-    context.add_output_metadata({"hours": hours})
-
-
-@job(executor_def=in_process_executor)
-def state_clock_job() -> None:
-    """States last while no message comes."""
-    advance_states()
-
-
 def build_jobs() -> list[JobDefinition]:
     """The jobs of the schedules: they can also be started by hand."""
-    return [prune_dagster_storage, tidy, retention, state_clock_job]
+    return [prune_dagster_storage, tidy, retention]
 
 
-def build_schedules(retention_days: int, *, states: bool) -> list[ScheduleDefinition]:
-    """Pruning runs by default; retention where there is one, the clock of states where a domain has any."""
+def build_schedules(retention_days: int) -> list[ScheduleDefinition]:
+    """Pruning runs by default; retention where there is one."""
     on, off = DefaultScheduleStatus.RUNNING, DefaultScheduleStatus.STOPPED
     return [
         ScheduleDefinition(job=prune_dagster_storage, cron_schedule=PRUNE_CRON, default_status=on),
@@ -134,5 +116,4 @@ def build_schedules(retention_days: int, *, states: bool) -> list[ScheduleDefini
         ScheduleDefinition(
             job=retention, cron_schedule=RETENTION_CRON, default_status=on if retention_days else off
         ),
-        ScheduleDefinition(job=state_clock_job, cron_schedule=STATE_CLOCK_CRON, default_status=on if states else off),
     ]

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
+import psycopg2
 import structlog
 from dagster import (
     AssetKey,
@@ -128,6 +129,7 @@ def tick(
     if real:
         lost_runs.fail_lost(instance, unfinished, now)
         lost_runs.cancel_of_canceled_backfills(instance, unfinished)
+        _advance_states(pipeline)
     with pipeline.connection() as conn:
         selection = _select(pipeline.settings, conn, cursor, now)
         totals = raw_totals(conn, list(selection.batch_hours))
@@ -179,6 +181,15 @@ def _drain(pipeline: Pipeline, now: datetime, *, linger: bool) -> tuple[str, boo
         f"{outcome.dead_letters} dead letters), lag {outcome.lag_messages}{troubles}"
     )
     return words, outcome.raw_rows > 0
+
+
+def _advance_states(pipeline: Pipeline) -> None:
+    """Here and not in a run: it takes milliseconds, a run each minute would wait behind backfills, and what it asks for
+    is asked of the same tick."""
+    try:
+        pipeline.advance_states()
+    except psycopg2.Error as error:
+        log.warning("the clock of states stands until the next tick", error=str(error))
 
 
 def drain_once(pipeline: Pipeline, now: datetime) -> DrainOutcome:
