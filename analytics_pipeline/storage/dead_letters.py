@@ -6,6 +6,7 @@ import io
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
+from typing import Any
 
 from analytics_pipeline.records import DeadLetter
 from analytics_pipeline.storage.binary_copy import POSTGRES_EPOCH_US, SIGNATURE, TRAILER
@@ -31,6 +32,11 @@ _INCOMING = (
     "SELECT topic, epoch, partition, \"offset\", ordinal, stage, hour, ''::text AS domain, reason, error, "
     "payload, key, headers, kafka_time, event_time, arrived_at, batch_id, is_element FROM dead_letters WHERE false"
 )
+_REPLACED = ("hour", "domain_id", "reason", "error", "payload", "event_time", "batch_id", "is_element")
+_STORED = (
+    "SELECT count(*) FROM incoming_dead_letters JOIN dead_letters "
+    'USING (topic, epoch, partition, "offset", ordinal, stage)'
+)
 #: A domain without a number makes domain_id NULL, which the table refuses.
 _UPSERT = (
     'INSERT INTO dead_letters (topic, epoch, partition, "offset", ordinal, stage, hour, domain_id, reason, '
@@ -38,10 +44,11 @@ _UPSERT = (
     'SELECT i.topic, i.epoch, i.partition, i."offset", i.ordinal, i.stage, i.hour, d.domain_id, i.reason, '
     "i.error, i.payload, i.key, i.headers, i.kafka_time, i.event_time, i.arrived_at, i.batch_id, i.is_element "
     "FROM incoming_dead_letters i LEFT JOIN domain_number d USING (domain) "
-    'ON CONFLICT (topic, epoch, partition, "offset", ordinal, stage) DO UPDATE SET hour = EXCLUDED.hour, '
-    "domain_id = EXCLUDED.domain_id, reason = EXCLUDED.reason, error = EXCLUDED.error, "
-    "payload = EXCLUDED.payload, event_time = EXCLUDED.event_time, batch_id = EXCLUDED.batch_id, "
-    "is_element = EXCLUDED.is_element"
+    "ON CONFLICT (topic, epoch, partition, \"offset\", ordinal, stage) DO UPDATE SET "
+    + ", ".join(f"{name} = EXCLUDED.{name}" for name in _REPLACED)
+    # One that is as it was is not written again: an hour that is rebuilt may hold thousands of them.
+    + f" WHERE ({', '.join(f'dead_letters.{name}' for name in _REPLACED)}) "
+    f"IS DISTINCT FROM ({', '.join(f'EXCLUDED.{name}' for name in _REPLACED)})"
 )
 
 
@@ -58,18 +65,41 @@ def write(connection: Connection, rejected: Sequence[DeadLetter], batch_id: int 
     if not rejected:
         return
     with connection.cursor() as cursor:
-        cursor.execute(_INCOMING)
-        cursor.execute("DELETE FROM incoming_dead_letters")
-        for stream in _streams(_encode(one, batch_id) for one in rejected):
-            cursor.copy_expert(
-                f"COPY incoming_dead_letters ({_COLUMNS}) FROM STDIN (FORMAT binary)", io.BytesIO(stream)
-            )
-        cursor.execute(_UPSERT)
-        if cursor.rowcount != len(rejected):
-            raise AssertionError(
-                f"{len(rejected)} dead letters would become {cursor.rowcount} rows; rolled back, "
-                "please report this as a bug"
-            )
+        _copy_in(cursor, rejected, batch_id)
+        _upsert(cursor, len(rejected))
+
+
+def replace_hours(
+    connection: Connection, stage: str, keys: Sequence[tuple[int, datetime]], rejected: Sequence[DeadLetter]
+) -> None:
+    """The same, and drop what else the stage said of some (domain number, hour), which are rebuilt."""
+    with connection.cursor() as cursor:
+        _copy_in(cursor, rejected, None)
+        cursor.execute(
+            "DELETE FROM dead_letters d USING unnest(%s::int[], %s::timestamptz[]) w (domain_id, hour) "
+            "WHERE d.hour = w.hour AND d.stage = %s AND d.domain_id = w.domain_id AND NOT EXISTS ("
+            "SELECT FROM incoming_dead_letters i WHERE i.topic = d.topic AND i.epoch = d.epoch AND i.stage = d.stage "
+            'AND i.partition = d.partition AND i."offset" = d."offset" AND i.ordinal = d.ordinal)',
+            ([key[0] for key in keys], [key[1] for key in keys], stage),
+        )
+        _upsert(cursor, len(rejected))
+
+
+def _copy_in(cursor: Any, rejected: Sequence[DeadLetter], batch_id: int | None) -> None:
+    cursor.execute(_INCOMING)
+    cursor.execute("DELETE FROM incoming_dead_letters")
+    for stream in _streams(_encode(one, batch_id) for one in rejected):
+        cursor.copy_expert(f"COPY incoming_dead_letters ({_COLUMNS}) FROM STDIN (FORMAT binary)", io.BytesIO(stream))
+
+
+def _upsert(cursor: Any, rejected: int) -> None:
+    cursor.execute(_UPSERT)
+    cursor.execute(_STORED)
+    (stored,) = cursor.fetchone()
+    if stored != rejected:
+        raise AssertionError(
+            f"{rejected} dead letters would become {stored} rows; rolled back, please report this as a bug"
+        )
 
 
 def _streams(rows: Iterable[bytes]) -> Iterator[bytes]:
@@ -123,24 +153,6 @@ def _time(time_us: int | None) -> bytes:
 
 
 _OF_HOUR = "hour = %s AND stage = %s AND domain_id = (SELECT domain_id FROM domain_number WHERE domain = %s)"
-
-
-def forget(connection: Connection, stage: str, hour: datetime, domain: str) -> int:
-    """Drop a stage's dead letters of an hour before that stage is rebuilt; returns how many there were."""
-    with connection.cursor() as cursor:
-        cursor.execute(f"DELETE FROM dead_letters WHERE {_OF_HOUR}", (hour, stage, domain))
-        return int(cursor.rowcount)
-
-
-def forget_all(connection: Connection, stage: str, keys: Sequence[tuple[int, datetime]]) -> None:
-    """Drop a stage's dead letters of some (domain number, hour) before that stage is rebuilt."""
-    if keys:
-        with connection.cursor() as cursor:
-            cursor.execute(
-                "DELETE FROM dead_letters d USING unnest(%s::int[], %s::timestamptz[]) w (domain_id, hour) "
-                "WHERE d.hour = w.hour AND d.stage = %s AND d.domain_id = w.domain_id",
-                ([key[0] for key in keys], [key[1] for key in keys], stage),
-            )
 
 
 def count(connection: Connection, stage: str, hour: datetime, domain: str) -> int:

@@ -239,9 +239,11 @@ def _write(
 ) -> tuple[Mapping[Key, Written], Sequence[Invalidation]]:
     works, tallies = gathered.works, gathered.tallies
     chosen = [work for work in works if work.key in accepted]
-    dead_letters.forget_all(context.connection, SPEC.name, [work.key for work in chosen if work.whole])
     rejected = [one for at, work in enumerate(works) if work.key in accepted for one in tallies[at].dead_letters]
-    dead_letters.write(context.connection, rejected)
+    if rebuilt := [work.key for work in chosen if work.whole]:
+        dead_letters.replace_hours(context.connection, SPEC.name, rebuilt, rejected)
+    else:
+        dead_letters.write(context.connection, rejected)
     held = np.array([0 if work.whole else work.state.rows for work in works], np.int64)
     written = np.zeros(len(works), np.int64)
     stale = [_windows(work, Scope()) for work in chosen if work.whole]
