@@ -209,11 +209,11 @@ def test_a_broker_that_falls_silent_between_two_reads_is_said_and_then_read_on(
         reader = env.pipeline.drain._reader
         assign = reader.assign
 
-        def freeze_after_assigning(positions: Any) -> None:
-            assign(positions)
+        def freeze_before_reading(positions: Any) -> None:
             own_broker.freeze()
+            assign(positions)
 
-        reader.assign = freeze_after_assigning  # type: ignore[method-assign]
+        reader.assign = freeze_before_reading  # type: ignore[method-assign]
         with pytest.raises(BrokerUnreachableError):
             env.pipeline.tick()
         reader.assign = assign  # type: ignore[method-assign]
