@@ -43,7 +43,7 @@ demo: venv
 	@$(BIN)/analytics-pipeline up --state-dir $(STATE)
 
 test: venv
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 3 --dist loadfile
 
 smoke: venv
 	@$(BIN)/analytics-pipeline smoke --state-dir $(STATE)/smoke
