@@ -41,7 +41,7 @@ def finish(env: Environment) -> None:
 
 
 def tick_on(env: Environment) -> None:
-    """More ticks than one: that a log ends may be seen before the client says so, which it does in a later tick then."""
+    """Some ticks: that a log ends may be seen before the client says so, which it does in a later tick then."""
     for _ in range(TICKS):
         env.pipeline.tick()
 
