@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -133,18 +133,8 @@ class Deriver:
         with cycle_collection_paused():
             for key, outcome in self._slices(run, hours, live_from(now or datetime.now(UTC)), done, on_slice):
                 found.setdefault(key[1], []).append(outcome)
-        took = time.monotonic() - started
         wanted = sorted({*found, *(one.hour for one in done.errors)}) if mode == "incremental" else hours
-        done.outcomes = [
-            HourOutcome(
-                asset=asset,
-                hour=hour,
-                mode=mode,
-                domains=tuple(sorted(found.get(hour, ()), key=lambda one: one.domain)),
-                duration_s=took,
-            )
-            for hour in wanted
-        ]
+        done.outcomes = [_outcome(run, hour, found.get(hour, ()), time.monotonic() - started) for hour in wanted]
         return done
 
     # ------------------------------------------------------------------ composing slices
@@ -264,3 +254,13 @@ class Deriver:
                 conn, run.asset, key, code_version=self._code_version, error=f"{type(error).__name__}: {error}"
             )
             conn.commit()
+
+
+def _outcome(run: Run, hour: datetime, domains: Iterable[DomainOutcome], took_s: float) -> HourOutcome:
+    return HourOutcome(
+        asset=run.asset,
+        hour=hour,
+        mode=run.mode,
+        domains=tuple(sorted(domains, key=lambda one: one.domain)),
+        duration_s=took_s,
+    )
