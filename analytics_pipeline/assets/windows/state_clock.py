@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
+import psycopg2
+
 from analytics_pipeline.records import HOUR, hour_of, to_us
 from analytics_pipeline.storage import pending_work
 from analytics_pipeline.storage.engine import Connection
@@ -20,6 +22,9 @@ from analytics_pipeline.storage.pending_work import Invalidation, Scope
 #: Hours in a row that one advance asks for. After a longer silence the states go on from these by themselves, as those
 #: of a late change do, and the hours of months are not all pending at once.
 HOURS_AT_ONCE = 24
+#: Those who commit hold a domain for milliseconds. One that is held for longer, as by a worker that is frozen, is left
+#: for the next time: a tick of the sensor waits here, once for each domain.
+LOCK_WAIT_MS = 200
 
 
 def read(conn: Connection, domain_ids: Iterable[int]) -> dict[int, int]:
@@ -35,12 +40,23 @@ def advance(conn: Connection, domains: Mapping[str, int]) -> int:
 
     Whoever changes the windows of a domain commits before or after this, never beside it: it either finds the new
     clock when it asks for the hours that its last states reach, or is found here.
+
+    Raises:
+        psycopg2.Error: of the first domain whose clock could not be advanced, once those of the others are.
     """
-    hours = 0
+    hours, failed = 0, None
     for name, domain_id in sorted(domains.items()):
-        lock_domain_commits(conn, [domain_id])
-        hours += _advance_one(conn, name, domain_id)
-        conn.commit()
+        try:
+            with conn.cursor() as cursor:
+                cursor.execute(f"SET LOCAL lock_timeout = {LOCK_WAIT_MS}")
+            lock_domain_commits(conn, [domain_id])
+            hours += _advance_one(conn, name, domain_id)
+            conn.commit()
+        except psycopg2.Error as error:
+            failed = failed or error
+            conn.rollback()
+    if failed is not None:
+        raise failed
     return hours
 
 

@@ -1,0 +1,73 @@
+"""The state clock in the sensor's tick: what happens where somebody else holds up the commits of one domain."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import psycopg2
+import pytest
+from dagster import DagsterInstance, SensorResult
+
+from analytics_pipeline.assets.windows import state_clock
+from analytics_pipeline.orchestration import sensors
+from analytics_pipeline.orchestration.resources import Pipeline
+from analytics_pipeline.storage.domain_numbers import DomainNumbers
+from analytics_pipeline.storage.engine import connection
+from analytics_pipeline.storage.locks import lock_domain_commits
+from analytics_pipeline_tests.domains import begin_anew, states
+from analytics_pipeline_tests.environments import Environment
+from analytics_pipeline_tests.integration.test_states import at, send
+
+pytestmark = pytest.mark.usefixtures("quick_gates")
+
+#: As a tick may take, less what the rest of it needs.
+A_TICK_S = 5.0
+
+
+@pytest.fixture
+def env(opened_states: Environment) -> Environment:
+    begin_anew(opened_states)
+    return opened_states
+
+
+@pytest.fixture
+def pipeline(env: Environment) -> Iterator[Pipeline]:
+    # The server ends what waits so long: else a red test would take minutes.
+    made = Pipeline(env.settings.model_copy(update={"db_statement_timeout_s": 12}), env.pipeline.registry)
+    yield made
+    made.close()
+
+
+def tick(pipeline: Pipeline) -> SensorResult:
+    with DagsterInstance.ephemeral() as instance:
+        return sensors.tick(pipeline, instance, None, datetime.now(UTC))
+
+
+def test_a_domain_whose_commits_are_held_up_holds_up_no_tick(env: Environment, pipeline: Pipeline) -> None:
+    send(env, states.message(at(30), "running"), states.heartbeat(at(90)))
+    env.pipeline.settle()
+    tick(pipeline)
+    send(env, states.heartbeat(at(100)))
+    pipeline._states_due_at = 0.0
+    number = DomainNumbers(env.pipeline.engine).numbers([states.DOMAIN.name])[states.DOMAIN.name]
+    with connection(env.pipeline.engine) as worker:
+        lock_domain_commits(worker, [number])  # as a worker does that is frozen before its commit
+        began = time.monotonic()
+        tick(pipeline)
+        assert time.monotonic() - began < A_TICK_S
+
+
+def test_a_domain_whose_commits_are_held_up_stops_no_other_clock(env: Environment) -> None:
+    send(env, states.message(at(30), "running"), states.heartbeat(at(90)))
+    env.pipeline.settle()
+    number = DomainNumbers(env.pipeline.engine).numbers([states.DOMAIN.name])[states.DOMAIN.name]
+    with connection(env.pipeline.engine) as worker, connection(env.pipeline.engine) as conn:
+        lock_domain_commits(worker, [number + 1000])
+        with conn.cursor() as cursor:
+            cursor.execute("SET statement_timeout = '3s'")
+        # Whose name comes first is advanced first.
+        with pytest.raises(psycopg2.OperationalError):
+            state_clock.advance(conn, {" held up": number + 1000, states.DOMAIN.name: number})
+    assert env.pipeline.query("SELECT count(*) FROM state_clock") == [(1,)]
