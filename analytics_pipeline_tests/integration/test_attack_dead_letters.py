@@ -46,5 +46,4 @@ def test_the_cost_of_a_rebuilt_hour_grows_with_its_letters_not_their_square(env:
     letters = [letter(offset) for offset in range(LETTERS)]
     with connection(env.pipeline.engine) as conn:
         took = [replace(conn, number, letters) for _ in range(3)]
-    print("seconds", took)
     assert max(took) < 5.0

@@ -13,12 +13,13 @@ from dagster import DagsterInstance, SensorResult
 from analytics_pipeline.assets.windows import state_clock
 from analytics_pipeline.orchestration import sensors
 from analytics_pipeline.orchestration.resources import Pipeline
+from analytics_pipeline.records import HOUR
 from analytics_pipeline.storage.domain_numbers import DomainNumbers
 from analytics_pipeline.storage.engine import connection
 from analytics_pipeline.storage.locks import lock_domain_commits
 from analytics_pipeline_tests.domains import begin_anew, states
 from analytics_pipeline_tests.environments import Environment
-from analytics_pipeline_tests.integration.test_states import at, send
+from analytics_pipeline_tests.integration.test_states import START, at, send
 
 pytestmark = pytest.mark.usefixtures("quick_gates")
 
@@ -71,3 +72,15 @@ def test_a_domain_whose_commits_are_held_up_stops_no_other_clock(env: Environmen
         with pytest.raises(psycopg2.OperationalError):
             state_clock.advance(conn, {" held up": number + 1000, states.DOMAIN.name: number})
     assert env.pipeline.query("SELECT count(*) FROM state_clock") == [(1,)]
+
+
+def test_a_clock_that_jumps_over_a_year_of_many_series_keeps_no_tick_waiting() -> None:
+    begins = START - 8760 * HOUR
+    first = {number: begins + HOUR * (number % 8760) for number in range(10_000)}
+    began = time.monotonic()
+    passed = state_clock._passed(first, begins, START)
+    assert time.monotonic() - began < 1.0
+    # The first day of each series that changes in it, and of every other one its first hour.
+    assert len(passed) == 8760
+    assert passed[begins + 2 * HOUR] == (0, 1, 2, 8760, 8761, 8762)
+    assert passed[begins + 5000 * HOUR] == (5000,)

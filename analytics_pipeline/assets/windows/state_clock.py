@@ -130,9 +130,9 @@ def _passed(first: Mapping[int, datetime], begins: datetime, until: datetime) ->
     are asked for at once: the state at the end of the very first is as it was, however much longer it lasted.
     """
     ahead = min(until, begins + HOUR * HOURS_AT_ONCE)
-    hours = {begins + HOUR * step for step in range(-((begins - ahead) // HOUR))} | set(first.values())
-    found = {
-        hour: tuple(one for one, since in first.items() if since == hour or since < hour < ahead)
-        for hour in sorted(hours)
-    }
-    return {hour: series for hour, series in found.items() if series}
+    day = [begins + HOUR * step for step in range(-((begins - ahead) // HOUR))]
+    found: dict[datetime, list[int]] = {}
+    for one, since in first.items():
+        for hour in (since, *(hour for hour in day if hour > since)):
+            found.setdefault(hour, []).append(one)
+    return {hour: tuple(found[hour]) for hour in sorted(found)}
