@@ -43,6 +43,9 @@ DRAIN_LOCK = threading.Lock()
 #: States that nobody speaks of grow by this much at a time: often enough for who watches, and an hour of all states is
 #: computed again each time.
 STATES_EVERY_S = 60.0
+#: Those who commit windows hold a domain for milliseconds. One that is held for longer, as by a worker that is frozen,
+#: is left for the next tick, which would wait for minutes: for so long, once for each domain.
+STATES_WAIT_MS = 200
 
 
 class Pipeline:
@@ -103,7 +106,8 @@ class Pipeline:
         from analytics_pipeline.assets.windows import state_clock
 
         with self.connection() as conn:
-            hours = state_clock.advance(conn, DomainNumbers(self.engine).numbers(with_states))
+            numbers = DomainNumbers(self.engine).numbers(with_states)
+            hours = state_clock.advance(conn, numbers, STATES_WAIT_MS)
         self._states_due_at = time.monotonic() + STATES_EVERY_S
         return hours
 

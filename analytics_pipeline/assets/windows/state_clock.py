@@ -22,9 +22,6 @@ from analytics_pipeline.storage.pending_work import Invalidation, Scope
 #: Hours in a row that one advance asks for. After a longer silence the states go on from these by themselves, as those
 #: of a late change do, and the hours of months are not all pending at once.
 HOURS_AT_ONCE = 24
-#: Those who commit hold a domain for milliseconds. One that is held for longer, as by a worker that is frozen, is left
-#: for the next time: a tick of the sensor waits here, once for each domain.
-LOCK_WAIT_MS = 200
 
 
 def read(conn: Connection, domain_ids: Iterable[int]) -> dict[int, int]:
@@ -34,12 +31,15 @@ def read(conn: Connection, domain_ids: Iterable[int]) -> dict[int, int]:
         return {domain_id: to_us(until) for domain_id, until in cursor.fetchall()}
 
 
-def advance(conn: Connection, domains: Mapping[str, int]) -> int:
+def advance(conn: Connection, domains: Mapping[str, int], lock_wait_ms: int = 0) -> int:
     """Advances the clocks of some domains, by name and number, to their watermarks; returns how many hours were asked
     for. Commits after each domain.
 
     Whoever changes the windows of a domain commits before or after this, never beside it: it either finds the new
     clock when it asks for the hours that its last states reach, or is found here.
+
+    Args:
+        lock_wait_ms: for those who commit, at most so long for each domain; 0: as long as a statement may take.
 
     Raises:
         psycopg2.Error: of the first domain whose clock could not be advanced, once those of the others are.
@@ -48,7 +48,7 @@ def advance(conn: Connection, domains: Mapping[str, int]) -> int:
     for name, domain_id in sorted(domains.items()):
         try:
             with conn.cursor() as cursor:
-                cursor.execute(f"SET LOCAL lock_timeout = {LOCK_WAIT_MS}")
+                cursor.execute(f"SET LOCAL lock_timeout = {lock_wait_ms}")
             lock_domain_commits(conn, [domain_id])
             hours += _advance_one(conn, name, domain_id)
             conn.commit()
