@@ -134,7 +134,8 @@ class Deriver:
             for key, outcome in self._slices(run, hours, live_from(now or datetime.now(UTC)), done, on_slice):
                 found.setdefault(key[1], []).append(outcome)
         wanted = sorted({*found, *(one.hour for one in done.errors)}) if mode == "incremental" else hours
-        done.outcomes = [_outcome(run, hour, found.get(hour, ()), time.monotonic() - started) for hour in wanted]
+        took_s = time.monotonic() - started
+        done.outcomes = [_outcome(run, hour, found.get(hour, ()), took_s) for hour in wanted]
         return done
 
     # ------------------------------------------------------------------ composing slices

@@ -1,4 +1,4 @@
-"""What a reader takes for the end of a log, on a broker whose answers fall short of it."""
+"""What a reader takes for the end of a log that arrives little by little."""
 
 from __future__ import annotations
 
@@ -11,10 +11,17 @@ from confluent_kafka import Producer
 from analytics_pipeline.cli.offsets import _read_to_end
 from analytics_pipeline.messages import LogPartition
 from analytics_pipeline.settings import load_settings
+from analytics_pipeline.sources import kafka
 from analytics_pipeline.sources.kafka import LogReader, Position
 from analytics_pipeline_tests.conftest import KafkaServer
 
 MESSAGES = 30_000
+
+
+@pytest.fixture(autouse=True)
+def little_by_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client is asked so briefly that it mostly has less than it may give, long before the end."""
+    monkeypatch.setattr(kafka, "CHUNK_WAIT_S", 0.001)
 
 
 @pytest.fixture
@@ -24,8 +31,8 @@ def topic(kafka_broker: KafkaServer) -> str:
     return name
 
 
-def produce(kafka: KafkaServer, topic: str, count: int, size: int = 20) -> None:
-    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers, "log_level": 0, "linger.ms": 50})
+def produce(server: KafkaServer, topic: str, count: int, size: int = 20) -> None:
+    producer = Producer({"bootstrap.servers": server.bootstrap_servers, "log_level": 0, "linger.ms": 50})
     for number in range(count):
         producer.produce(topic, b"x" * size, partition=0)
         if number % 5_000 == 0:
