@@ -71,7 +71,7 @@ def check_result(
         passed=not rows_failed and not quarantined and not failed,
         severity=AssetCheckSeverity.ERROR if quarantined or failed else AssetCheckSeverity.WARN,
         metadata=check_metadata(outcome, others, failed),
-        description=_describe(quarantined, sorted(failed), rows_failed),
+        description=_describe(outcome.asset, quarantined, sorted(failed), rows_failed),
         partition=key,
         # Not "blocking": the step raises on its own, and knows better which hours may continue.
         blocking=False,
@@ -93,12 +93,13 @@ def expired_check_result(asset: str, hour: datetime) -> AssetCheckEvaluation:
     )
 
 
-def _describe(quarantined: Sequence[str], failed: Sequence[str], rows_failed: int) -> str:
+def _describe(asset: str, quarantined: Sequence[str], failed: Sequence[str], rows_failed: int) -> str:
     parts = []
     if quarantined:
         parts.append(f"quarantined: {', '.join(quarantined)}; what they held before stays as it was")
     if failed:
-        parts.append(f"failed: {', '.join(failed)}; retried automatically")
+        then = "materialize the hour again" if asset == RAW_EVENTS else "retried automatically"
+        parts.append(f"failed: {', '.join(failed)}; {then}")
     if not parts and rows_failed:
         parts.append(f"{rows_failed} rows of this hour are in the dead letters")
     return "; ".join(parts) or "every row passed"

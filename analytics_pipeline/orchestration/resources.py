@@ -130,7 +130,9 @@ class Pipeline:
         done = DerivedHours()
         for hour in hours:
             try:
-                done.outcomes.append(rebuild_raw(self.settings, self.engine, self.domains, hour, run_id))
+                rebuilt = rebuild_raw(self.settings, self.engine, self.domains, hour, run_id)
+                done.outcomes.append(rebuilt.outcome)
+                done.errors.extend(rebuilt.unread)
             except BelowRetentionError:
                 done.expired.append(hour)
             except (psycopg2.OperationalError, psycopg2.InterfaceError):

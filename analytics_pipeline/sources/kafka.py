@@ -212,6 +212,10 @@ class LogReader:
         done = self._at_end | self._reached | self._aside | self._silent
         return self._queue_empty and len(done) >= len(self._positions)
 
+    def ended(self, log: LogPartition) -> bool:
+        """Whether the broker said that the log ends where we are; not whether something else kept it from us."""
+        return (log.topic, log.partition) in self._at_end
+
     def read(self, max_messages: int, max_bytes: int, deadline: float) -> list[MessageSlice]:
         """Messages up to the bounds, those of ``COLLECT_S``, the end of all logs, or the deadline (``time.monotonic``).
 

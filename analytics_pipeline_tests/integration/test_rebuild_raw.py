@@ -222,7 +222,7 @@ def test_a_domain_that_raises_keeps_its_hour_and_the_others_are_rebuilt(
         conn.commit()
     nowhere = Expect("raw_events", "expect_column_values_to_not_be_null", "nowhere", "missing")
     faulty = make_pipeline(Registry((sensor, replace(good.domains[1], expectations=(nowhere,))), good.topics))
-    outcome = rebuild_raw(faulty.settings, faulty.engine, faulty.registry, NOW, "by hand")
+    outcome = rebuild_raw(faulty.settings, faulty.engine, faulty.registry, NOW, "by hand").outcome
     assert outcome.quarantined == ("other",)
     assert pipeline.snapshot(["raw_events"]) == before
 

@@ -16,27 +16,26 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import structlog
 from sqlalchemy import Engine
 
 from analytics_pipeline.assets.raw_events.classify import Arrival, ClassifiedSlice, Classifier
+from analytics_pipeline.assets.raw_events.read_again import read_missing
 from analytics_pipeline.assets.raw_events.transform import GateBounds
 from analytics_pipeline.domains import Registry
 from analytics_pipeline.domains.base import Domain
 from analytics_pipeline.gc_pause import cycle_collection_paused
-from analytics_pipeline.messages import MessageSlice
 from analytics_pipeline.records import (
     RAW_EVENTS,
     DeadLetter,
     DomainOutcome,
     GateResult,
     HourOutcome,
+    PartitionError,
     from_us,
     hour_of,
     to_us,
 )
 from analytics_pipeline.settings import Settings
-from analytics_pipeline.sources.kafka import BrokerUnreachableError, LogReader, Position
 from analytics_pipeline.storage import dead_letters, partition_state, pending_work, raw_events, replay, retention
 from analytics_pipeline.storage.domain_numbers import DomainNumbers
 from analytics_pipeline.storage.engine import Connection, connection
@@ -44,12 +43,8 @@ from analytics_pipeline.storage.locks import hour_lock, lock_raw_commits
 from analytics_pipeline.storage.partition_state import PartitionState
 from analytics_pipeline.storage.pending_work import Invalidation
 from analytics_pipeline.storage.raw_events import pick
-from analytics_pipeline.storage.replay import BatchRange, Known, KnownSlice, keys_of
+from analytics_pipeline.storage.replay import Known, KnownSlice, keys_of
 
-log = structlog.get_logger(__name__)
-
-#: One read of a partition that is read again; a broker that is slower than this is not waited for.
-READ_SECONDS = 60.0
 AFTER_RETENTION = "after_retention"
 
 
@@ -67,7 +62,15 @@ class _Change:
     classified: ClassifiedSlice
 
 
-def rebuild_raw(settings: Settings, engine: Engine, domains: Registry, hour: datetime, run_id: str) -> HourOutcome:
+@dataclass(frozen=True, slots=True)
+class RebuiltHour:
+    """What a rebuild did, and the logs that could not be read again: of those, what was read is stored."""
+
+    outcome: HourOutcome
+    unread: Sequence[PartitionError] = ()
+
+
+def rebuild_raw(settings: Settings, engine: Engine, domains: Registry, hour: datetime, run_id: str) -> RebuiltHour:
     """Rebuild one hour of raw events. A domain that cannot be classified keeps its hour and is named as quarantined.
 
     Raises:
@@ -87,7 +90,7 @@ def rebuild_raw(settings: Settings, engine: Engine, domains: Registry, hour: dat
             retention.refuse_below_floor(conn, RAW_EVENTS, hour)
         floors = replay.floors(conn)
         touched, failed = {hour}, set[str]()
-        known = _known(settings, conn, [domains.by_name[name] for name in kept], hour)
+        known, unread = _known(settings, conn, [domains.by_name[name] for name in kept], hour)
         for name, slices in known.items():
             classifier = Classifier(_bounds(settings, floors.get(name)), settings)
             changes = _classify(classifier, domains.by_name[name], numbers[name], slices)
@@ -100,9 +103,9 @@ def rebuild_raw(settings: Settings, engine: Engine, domains: Registry, hour: dat
         outcomes = [_recount(conn, numbers[name], name, hour, touched, run_id) for name in sorted(kept)]
         conn.commit()
     outcomes = [replace(one, quarantined=one.domain in failed) for one in outcomes]
-    return HourOutcome(
-        asset=RAW_EVENTS, hour=hour, mode="full", domains=tuple(outcomes), duration_s=time.monotonic() - started
-    )
+    duration_s = time.monotonic() - started
+    done = HourOutcome(asset=RAW_EVENTS, hour=hour, mode="full", domains=tuple(outcomes), duration_s=duration_s)
+    return RebuiltHour(done, unread)
 
 
 def _bounds(settings: Settings, floor: datetime | None) -> GateBounds:
@@ -112,111 +115,17 @@ def _bounds(settings: Settings, floor: datetime | None) -> GateBounds:
 
 def _known(
     settings: Settings, conn: Connection, domains: Sequence[Domain], hour: datetime
-) -> dict[str, list[KnownSlice]]:
-    """What there is of an hour, by domain: stored, or missing and still in Kafka."""
+) -> tuple[dict[str, list[KnownSlice]], list[PartitionError]]:
+    """What there is of an hour, by domain: stored, or missing and still in Kafka; and what could not be read."""
     by_topic = {topic: domain for domain in domains for topic in domain.topics}
     topics = sorted(by_topic)
-    slices = replay.read_known(conn, hour, topics)
-    slices += _missing(settings, conn, replay.batch_ranges(conn, hour, topics), by_topic)
+    missing, unread = read_missing(settings, conn, replay.batch_ranges(conn, hour, topics), by_topic)
     known: dict[str, list[KnownSlice]] = {domain.name: [] for domain in domains}
-    for one in slices:
+    for one in [*replay.read_known(conn, hour, topics), *missing]:
         known[by_topic[one.messages.topic].name].append(one)
-    return known
-
-
-# ---------------------------------------------------------------------- reading again
-
-
-def _missing(
-    settings: Settings, conn: Connection, ranges: Sequence[BatchRange], by_topic: Mapping[str, Domain]
-) -> list[KnownSlice]:
-    """Messages of recorded offset ranges that are in neither raw events nor dead letters."""
-    found: list[KnownSlice] = []
-    if not ranges:
-        return found
-    reader = LogReader(settings)
-    try:
-        described = reader.describe(sorted({one.log.topic for one in ranges}))
-        for adjoining in _contiguous(ranges):
-            log_, topic_id = adjoining[0].log, adjoining[0].kafka_topic_id
-            info = described.get(log_.topic)
-            if info is None or log_.partition not in info.partitions:
-                continue  # Kafka has it no more, or nobody leads it: what is stored is all there is
-            if topic_id and info.topic_id and topic_id != info.topic_id:
-                continue  # another topic of that name
-            try:
-                split = by_topic[log_.topic].split is not None
-                found += _read_ranges(settings, reader, conn, adjoining, split)
-            except BrokerUnreachableError as error:
-                log.warning("a partition cannot be read again", log=str(log_), error=str(error))
-    finally:
-        reader.close()
-    return found
-
-
-def _read_ranges(
-    settings: Settings, reader: LogReader, conn: Connection, adjoining: Sequence[BatchRange], split: bool
-) -> list[KnownSlice]:
-    found: list[KnownSlice] = []
-    where, end = adjoining[0].log, adjoining[-1].to_offset
-    low, _ = reader.bounds(where.topic, where.partition)
-    begin = max(adjoining[0].from_offset, low)
-    if begin >= end:
-        return found
-    reader.assign({where: Position(begin)})
-    reached = begin
-    while reached < end:
-        deadline = time.monotonic() + READ_SECONDS
-        parts = reader.read(settings.drain_batch_messages, settings.drain_batch_bytes, deadline)
-        for part in parts:
-            reached = part.next_offset
-            present, whole = replay.positions(conn, part)
-            stored = whole if split else {offset for offset, _ in present}
-            rows = [row for row, offset in enumerate(part.offsets) if offset < end and offset not in stored]
-            if rows:
-                found.append(replace(_arrived(_pick(part, rows), adjoining), present=present))
-        if not parts:
-            break
-    return found
-
-
-def _contiguous(ranges: Sequence[BatchRange]) -> list[list[BatchRange]]:
-    """Ranges of one log that follow each other, read in one go."""
-    found: list[list[BatchRange]] = []
-    for one in sorted(ranges, key=lambda r: (r.log, r.from_offset)):
-        before = found[-1][-1] if found else None
-        if before and before.log == one.log and before.to_offset == one.from_offset:
-            found[-1].append(one)
-        else:
-            found.append([one])
-    return found
-
-
-def _pick(part: MessageSlice, rows: Sequence[int]) -> MessageSlice:
-    return replace(
-        part,
-        offsets=[part.offsets[row] for row in rows],
-        kafka_times_ms=[part.kafka_times_ms[row] for row in rows],
-        values=[part.values[row] for row in rows],
-        keys=[part.keys[row] for row in rows],
-        headers=[part.headers[row] for row in rows],
-        unreadable={at: part.unreadable[row] for at, row in enumerate(rows) if row in part.unreadable},
-    )
-
-
-def _arrived(part: MessageSlice, adjoining: Sequence[BatchRange]) -> KnownSlice:
-    """Messages that are new to us take arrival and batch from the range that they were recorded in."""
-    starts = np.array([one.from_offset for one in adjoining])
-    at = np.clip(np.searchsorted(starts, part.offsets, side="right") - 1, 0, len(adjoining) - 1)
-    arrived = np.array([one.arrived_at_us for one in adjoining], np.int64)[at]
-    batch = np.array([one.batch_id for one in adjoining], np.int64)[at]
-    return KnownSlice(
-        messages=part,
-        arrived_at_us=arrived,
-        batch_id=batch,
-        event_time_us=np.zeros(len(part), np.int64),
-        where=Known.NOWHERE,
-    )
+    return known, [
+        PartitionError(domain=by_topic[log.topic].name, hour=hour, error=error) for log, error in unread.items()
+    ]
 
 
 # ---------------------------------------------------------------------- classifying and writing again
