@@ -10,6 +10,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+import psycopg2
+
 from analytics_pipeline.assets.windows.spec import SPEC
 from analytics_pipeline.records import HOUR, DerivedName
 from analytics_pipeline.storage import pending_work
@@ -18,6 +20,9 @@ from analytics_pipeline.storage.locks import lock_domain_commits
 from analytics_pipeline.storage.pending_work import MAX_SERIES, Invalidation, Scope
 
 WINDOWS: DerivedName = SPEC.name  # type: ignore[assignment]
+
+#: How often a domain is tried whose slices are in the way: each of them is begun anew at most once for it.
+MAX_TRIES = 5
 
 _DOMAINS = (
     "SELECT domain_id FROM state_changes WHERE event_time >= '-infinity' AND event_time < %(floor)s "
@@ -58,22 +63,32 @@ def hand_on(conn: Connection, floor: datetime) -> None:
         domain_ids = [row[0] for row in cursor.fetchall()]
     conn.commit()
     for domain_id in domain_ids:
-        # A clock that passes the floor before this finds nothing there, and is found; one that does so after it finds
-        # what is written here.
-        lock_domain_commits(conn, [domain_id])
-        with conn.cursor() as cursor:
-            cursor.execute(_HAND_ON, {"domain_id": domain_id, "floor": floor, "hour": floor - HOUR})
-            series = sorted(row[0] for row in cursor.fetchall())
-            passed = bool(series) and _is_passed(cursor, domain_id, floor)
-            if passed:
-                cursor.execute(_FORGET, {"asset": WINDOWS, "domain_id": domain_id, "floor": floor, "series": series})
+        for tries_left in reversed(range(MAX_TRIES)):
+            try:
+                _hand_on_domain(conn, domain_id, floor)
+                break
+            except psycopg2.errors.DeadlockDetected:
+                # A slice that began before the floor was raised: it begins anew, and finds the floor.
+                conn.rollback()
+                if not tries_left:
+                    raise
+
+
+def _hand_on_domain(conn: Connection, domain_id: int, floor: datetime) -> None:
+    # A clock that passes the floor before this finds nothing there, and is found; one that does so after it finds
+    # what is written here.
+    lock_domain_commits(conn, [domain_id])
+    with conn.cursor() as cursor:
+        cursor.execute(_HAND_ON, {"domain_id": domain_id, "floor": floor, "hour": floor - HOUR})
+        series = sorted(row[0] for row in cursor.fetchall())
+        passed = bool(series) and _is_passed(cursor, domain_id, floor)
         if passed:
-            scope = Scope(series=tuple(series) if len(series) <= MAX_SERIES else None, states=True)
-            stale = Invalidation(
-                asset=WINDOWS, domain_id=domain_id, hour=floor, scope=scope, reason="carried state"
-            )
-            pending_work.add(conn, [stale])
-        conn.commit()
+            cursor.execute(_FORGET, {"asset": WINDOWS, "domain_id": domain_id, "floor": floor, "series": series})
+    if passed:
+        scope = Scope(series=tuple(series) if len(series) <= MAX_SERIES else None, states=True)
+        stale = Invalidation(asset=WINDOWS, domain_id=domain_id, hour=floor, scope=scope, reason="carried state")
+        pending_work.add(conn, [stale])
+    conn.commit()
 
 
 def _is_passed(cursor: Any, domain_id: int, moment: datetime) -> bool:

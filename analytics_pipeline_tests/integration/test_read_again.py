@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Producer, TopicPartition
 from sqlalchemy import Engine
 
 from analytics_pipeline.assets.raw_events import read_again
@@ -119,6 +119,10 @@ def test_a_log_that_cannot_be_read_is_named_and_the_others_are_rebuilt(
 def test_a_log_that_was_cut_short_is_read_to_its_end_and_is_no_trouble(
     both: Pipeline, kafka_broker: KafkaServer, topic: str
 ) -> None:
-    kafka_broker.delete_records(topic, 0, 10)
+    if kafka_broker.embedded is not None:
+        pytest.skip("the embedded broker cannot delete records")
+    admin = kafka_broker.admin()  # held: its futures fail when it is collected
+    for future in admin.delete_records([TopicPartition(topic, 0, 10)]).values():
+        future.result(timeout=20)
     assert rebuild(both).unread == []
     assert both.query("SELECT count(*) FROM raw_events WHERE topic = %s", topic) == [(MESSAGES - 10,)]

@@ -11,7 +11,9 @@ from typing import Any
 import psycopg2
 import pytest
 
+from analytics_pipeline.assets import slice_protocol
 from analytics_pipeline.assets.windows import state_clock
+from analytics_pipeline.assets.windows.spec import SPEC as WINDOWS
 from analytics_pipeline.records import to_us
 from analytics_pipeline.storage import retention, states_at_floor
 from analytics_pipeline.storage.engine import connection
@@ -258,3 +260,31 @@ def test_a_clock_that_passes_the_floor_while_states_are_handed_on_misses_none(
         advancing.result(PATIENCE_S)
     env.pipeline.settle()
     assert durations(env) == [(ALL[3], "running", 3600), (ALL[4], "running", 2400)]
+
+
+def test_a_slice_that_holds_what_is_handed_on_is_waited_for_and_not_the_end_of_retention(
+    env: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(env, states.message(at(10), "running"), states.heartbeat(at(280)))
+    advance(env)
+    env.pipeline.settle()
+    send(env, states.message(at(100), "idle"), states.message(at(250), "stopped"))
+    env.pipeline.deriver.derive_hours("normalized_measurements", [ALL[1], ALL[4]], "incremental", "test")
+    holding, real = Gate(), slice_protocol.lock_domain_commits
+
+    def held(*arguments: Any) -> None:
+        holding.hold()
+        real(*arguments)
+
+    monkeypatch.setattr(slice_protocol, "lock_domain_commits", held)
+    with ThreadPoolExecutor(2) as threads:
+        deriving = threads.submit(env.pipeline.deriver.derive_hours, WINDOWS.name, [ALL[4]], "incremental", "test")
+        holding.wait_until_reached()  # what the hour carries on is written, and not committed
+        expiring = threads.submit(expire, env, ALL[3])
+        with contextlib.suppress(TimeoutError):  # it waits for the slice
+            expiring.result(0.5)
+        holding.let_go()  # and now the slice for it
+        expiring.result(PATIENCE_S)
+        assert deriving.result(PATIENCE_S).errors == []
+    env.pipeline.settle()
+    assert durations(env) == [(ALL[3], "idle", 3600), (ALL[4], "idle", 600), (ALL[4], "stopped", 1800)]
