@@ -277,7 +277,7 @@ def _superseded(work: Work, tally: _Tally, rows: int) -> int:
 
 def _rows(gathered: _Slice, normalized: NormalizedTable[Any], accepted: frozenset[Key]) -> pl.DataFrame:
     """The rows of one table that may be written, one per identity and hour."""
-    columns = gathered.columns.get(normalized.spec.name)
+    columns = gathered.columns.pop(normalized.spec.name, None)
     if not columns:
         return normalized.spec.empty()
     rows = normalized.joined(columns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import lru_cache
 from itertools import groupby, pairwise
@@ -13,7 +14,7 @@ import polars as pl
 from analytics_pipeline.assets import regions as area
 from analytics_pipeline.assets.calculation import Context, Ints, Key, Parts, Work
 from analytics_pipeline.assets.measurements.spec import SPEC
-from analytics_pipeline.records import HOUR, HOUR_S, RAW_EVENTS
+from analytics_pipeline.records import HOUR, HOUR_S, HOUR_US, RAW_EVENTS
 from analytics_pipeline.storage import partition_state, raw_events, table_io
 from analytics_pipeline.storage.engine import Connection
 from analytics_pipeline.storage.raw_events import StoredRows
@@ -183,14 +184,34 @@ def part_of(parts: Parts, table: TableSpec, rows: pl.DataFrame) -> Ints:
 
 
 def _replace(connection: Connection, table: TableSpec, works: Sequence[Work], rows: pl.DataFrame) -> None:
-    """All rows of some domain partitions become these."""
+    """All rows of some domain partitions become these; where they are very many, in spans of time one after the
+    other, because stored rows, wanted rows and what tells them apart are in memory together."""
     filled = [work for work in works if work.state.rows]
     if not filled:
         table_io.copy_frame(connection, table.name, table, rows)
         return
-    regions = [region for work in filled for region in work.regions(whole=True)]
-    stored = table_io.read_regions(connection, table, area.joined(regions))
-    table_io.replace(connection, table, stored, rows)
+    time_us = rows[table.frame_time].to_numpy()
+    for begins_us, ends_us in _replaced_spans(works):
+        regions = [
+            replace(region, begins_us=max(region.begins_us, begins_us), ends_us=min(region.ends_us, ends_us))
+            for work in filled
+            for region in work.regions(whole=True)
+            if region.begins_us < ends_us and begins_us < region.ends_us
+        ]
+        stored = table_io.read_regions(connection, table, area.joined(regions))
+        inside = (time_us >= begins_us) & (time_us < ends_us)
+        wanted = rows if inside.all() else rows.filter(pl.Series(inside, dtype=pl.Boolean))
+        table_io.replace(connection, table, stored, wanted)
+
+
+def _replaced_spans(works: Sequence[Work]) -> list[tuple[int, int]]:
+    """Spans of time that cover the hours of all works, each with about as many rows as may be in memory."""
+    begins_us = min(work.hour_us for work in works)
+    ends_us = max(work.hour_us for work in works) + HOUR_US
+    hours = (ends_us - begins_us) // HOUR_US
+    pieces = min(HOUR_S * hours, sum(work.state.rows for work in works) // CHUNK_ROWS + 1)
+    edges = [begins_us + (ends_us - begins_us) * piece // pieces for piece in range(pieces + 1)]
+    return list(pairwise(edges))
 
 
 def merge(connection: Connection, table: TableSpec, rows: pl.DataFrame, parts: Parts) -> Ints:
