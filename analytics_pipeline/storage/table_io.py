@@ -49,15 +49,17 @@ def read_regions(
     *,
     names: Sequence[str] | None = None,
     window_s: int | None = None,
+    series_range: tuple[int, int] | None = None,
 ) -> pl.DataFrame:
-    """The rows of some regions, as a frame of the table's columns or of those named.
+    """The rows of some regions, as a frame of the table's columns or of those named; of one window size and a
+    half-open range of series, where these are given.
 
     Each region is a range of the primary key that stands in the statement as constants: the plan hangs on no
     statistics, and reads no row of another domain.
     """
     columns = table.subset(names)
     frames = [
-        _read(connection, table, columns, regions[at : at + REGIONS_PER_STATEMENT], window_s)
+        _read(connection, table, columns, regions[at : at + REGIONS_PER_STATEMENT], window_s, series_range)
         for at in range(0, len(regions), REGIONS_PER_STATEMENT)
     ]
     return pl.concat(frames) if frames else table.empty(names)
@@ -69,12 +71,13 @@ def _read(
     columns: Sequence[Column],
     regions: Sequence[Region],
     window_s: int | None,
+    series_range: tuple[int, int] | None,
 ) -> pl.DataFrame:
     selected = ", ".join(f'"{column.name}"' for column in columns)
     parts: list[str] = []
     parameters: list[Any] = []
     for region in regions:
-        condition, values = _condition(table, region, window_s)
+        condition, values = _condition(table, region, window_s, series_range)
         parts.append(f"SELECT {selected} FROM {table.name} WHERE {condition}")
         parameters += values
     return read_query(connection, " UNION ALL ".join(parts), parameters, columns)
@@ -122,7 +125,9 @@ def _fixed(columns: Sequence[Column]) -> FixedTable:
     return FixedTable(tuple((column.name, column.type) for column in columns))  # type: ignore[misc]
 
 
-def _condition(table: TableSpec, region: Region, window_s: int | None) -> tuple[str, list[Any]]:
+def _condition(
+    table: TableSpec, region: Region, window_s: int | None = None, series_range: tuple[int, int] | None = None
+) -> tuple[str, list[Any]]:
     time = f'"{table.time_column}"'
     parts = ["domain_id = %s", f"{time} >= %s", f"{time} < %s"]
     values: list[Any] = [region.domain_id, from_us(region.begins_us), from_us(region.ends_us)]
@@ -132,6 +137,9 @@ def _condition(table: TableSpec, region: Region, window_s: int | None) -> tuple[
     if region.series is not None:
         parts.append("series_id = ANY(%s)")
         values.append(list(region.series))
+    if series_range is not None:
+        parts.append("series_id >= %s AND series_id < %s")
+        values += series_range
     return " AND ".join(parts), values
 
 
@@ -255,7 +263,7 @@ def delete_regions(connection: Connection, table: TableSpec, regions: Iterable[R
     removed = 0
     with connection.cursor() as cursor:
         for region in regions:
-            condition, values = _condition(table, region, None)
+            condition, values = _condition(table, region)
             cursor.execute(f"DELETE FROM {table.name} WHERE {condition}", values)
             removed += int(cursor.rowcount)
     return removed

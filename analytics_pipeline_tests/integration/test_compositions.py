@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from analytics_pipeline.assets import derive as derive_module
 from analytics_pipeline.assets.derive import Deriver
 from analytics_pipeline.assets.slices import Key, compose
+from analytics_pipeline.assets.windows import levels
 from analytics_pipeline.records import DERIVED, HOUR, hour_of
 from analytics_pipeline.storage.engine import connection
 from analytics_pipeline.storage.locks import domain_partition_locks
@@ -120,6 +121,19 @@ def _groups(keys: list[Key], shape: str, rng: random.Random) -> list[list[Key]] 
     for key in rng.sample(keys, len(keys)):
         groups.setdefault(name(key), []).append(key)
     return list(groups.values())
+
+
+def test_windows_merged_by_ranges_of_series_are_those_that_are_merged_at_once(
+    opened: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin_anew(opened)
+    rng = random.Random(11)
+    with monkeypatch.context() as patch:
+        patch.setattr(levels, "MERGED_WINDOWS", 100)
+        for late in (False, True):
+            send(opened, rng, late=late)
+            settle_composed(opened, None)
+    assert_live_equals_rebuild(opened.pipeline)
 
 
 def test_two_workers_with_overlapping_slices_in_opposite_orders_leave_the_same_tables(opened: Environment) -> None:

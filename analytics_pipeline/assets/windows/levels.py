@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import polars as pl
 
@@ -20,6 +21,9 @@ from analytics_pipeline.tables import TableSpec
 
 #: Base windows of one live slice above which the larger windows lag: merging those costs more than all else then.
 LAG_ABOVE_WINDOWS = 2_000
+#: Windows that are merged at once, with their sketches: up to 2 kB each on the way.
+MERGED_WINDOWS = 300_000
+MAX_SERIES_ID = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -79,13 +83,42 @@ class Sizes:
         return [level for level in levels if level.regions]
 
     def _merged(self, context: Context, size_s: int, below: Level, parents: list[Region]) -> Level:
-        """The windows of one size that hold those of the level below."""
+        """The windows of one size that hold those of the level below; merged by ranges of series where they are very
+        many, because all that one window is merged from is in memory together."""
         missing = area.subtracted(parents, below.regions)
-        stored = table_io.read_regions(context.connection, self.spec, missing, window_s=below.size_s)
-        if stored.height:
-            stored = stored.filter(~area.inside(stored, "bucket_start_us", below.regions))
-        children = pl.concat([stored, below.frame])
-        return Level(size_s, self.merge(children, size_s, context.settings.base_window_s), parents)
+        found = []
+        for series in self._series_ranges(context, parents, below.size_s or size_s):
+            stored = table_io.read_regions(
+                context.connection, self.spec, missing, window_s=below.size_s, series_range=series
+            )
+            if stored.height:
+                stored = stored.filter(~area.inside(stored, "bucket_start_us", below.regions))
+            computed = below.frame
+            if series is not None:
+                computed = computed.filter(pl.col("series_id") >= series[0], pl.col("series_id") < series[1])
+            children = pl.concat([stored, computed])
+            found.append(self.merge(children, size_s, context.settings.base_window_s))
+        return Level(size_s, pl.concat(found), parents)
+
+    def _series_ranges(
+        self, context: Context, parents: Sequence[Region], child_s: int
+    ) -> Sequence[tuple[int, int] | None]:
+        """Half-open ranges of series, each with about as many windows as may be merged at once; None: all series."""
+        if "series_id" not in self.spec.by_name:
+            return [None]
+        known = {domain_id: context.series.count(domain_id) for domain_id in {one.domain_id for one in parents}}
+        children = sum(
+            (known[one.domain_id] if one.series is None else len(one.series))
+            * ((one.ends_us - one.begins_us) // (child_s * 1_000_000))
+            for one in parents
+        )
+        ranges = -(-children // MERGED_WINDOWS)
+        if ranges <= 1:
+            return [None]
+        none = pl.Series("series_id", [], pl.Int64)
+        ids = pl.concat(context.series.frame(domain_id, none)["series_id"] for domain_id in sorted(known)).sort()
+        edges = [ids[len(ids) * at // ranges] for at in range(1, ranges)] if len(ids) else []
+        return list(pairwise([0, *dict.fromkeys(edges), MAX_SERIES_ID]))
 
     def _longer(self, context: Context, works: Sequence[Work], levels: Sequence[Level]) -> list[Level]:
         """Windows longer than an hour that begin in an hour of the slice, from hourly windows."""
