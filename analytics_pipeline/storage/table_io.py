@@ -146,32 +146,51 @@ def _condition(
 # ---------------------------------------------------------------------- replacing
 
 
-def difference(table: TableSpec, stored: pl.DataFrame, wanted: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """(rows of ``wanted`` that are new or differ, stored rows whose key is gone). Every column of the table counts
-    but those of bookkeeping."""
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Attributes:
+    differs: rows of what is wanted that are new or differ.
+    is_new: of each of these, whether its key is not stored.
+    gone: stored rows whose key is not wanted.
+    """
+
+    differs: pl.DataFrame
+    is_new: pl.Series
+    gone: pl.DataFrame
+
+
+def difference(table: TableSpec, stored: pl.DataFrame, wanted: pl.DataFrame) -> Difference:
+    """What tells the wanted rows from those stored. Every column of the table counts but those of bookkeeping.
+
+    Matched by key and then compared column by column: a join on all columns would write each row, its sketch too, into
+    one long key.
+    """
     if stored.is_empty():
-        return wanted, stored
-    key, compared = list(table.frame_key), list(table.schema())
-    differs = wanted.join(stored.select(compared), on=compared, how="anti", nulls_equal=True)
+        return Difference(wanted, pl.repeat(True, wanted.height, dtype=pl.Boolean, eager=True), stored)  # noqa: FBT003
+    key = list(table.frame_key)
+    numbered = stored.select(key).with_row_index("stored row")
+    at = wanted.select(key).join(numbered, on=key, how="left", nulls_equal=True, maintain_order="left")["stored row"]
+    same, row = at.is_not_null(), at.fill_null(0)
+    for name in table.schema():
+        if name not in key:
+            same &= wanted[name].eq_missing(stored[name].gather(row))
     gone = stored.join(wanted.select(key), on=key, how="anti", nulls_equal=True)
-    return differs, gone
+    return Difference(wanted.filter(~same), at.filter(~same).is_null(), gone)
 
 
 def replace(connection: Connection, table: TableSpec, stored: pl.DataFrame, wanted: pl.DataFrame) -> Replaced:
     """The stored rows of a scope, which were read under its lock, become those wanted; the same are not touched."""
     key = list(table.frame_key)
-    differs, gone = difference(table, stored, wanted)
-    added = differs
-    if stored.height:
-        added = differs.join(stored.select(key), on=key, how="anti", nulls_equal=True)
+    found = difference(table, stored, wanted)
+    differs, gone = found.differs, found.gone
     delete_keys(connection, table, gone)
-    if added.height == differs.height:
+    if found.is_new.all():
         copy_frame(connection, table.name, table, differs)
     else:
         upsert(connection, table, differs)
     return Replaced(
         changed=pl.concat([differs.select(key), gone.select(key)]),
-        added=added.select(key),
+        added=differs.filter(found.is_new).select(key),
         removed=gone.select(key),
         written=differs.height,
     )
