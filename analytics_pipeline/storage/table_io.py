@@ -166,7 +166,7 @@ def difference(table: TableSpec, stored: pl.DataFrame, wanted: pl.DataFrame) -> 
     one long key.
     """
     if stored.is_empty():
-        return Difference(wanted, pl.repeat(True, wanted.height, dtype=pl.Boolean, eager=True), stored)  # noqa: FBT003
+        return Difference(wanted, pl.repeat(True, wanted.height, dtype=pl.Boolean, eager=True), stored)
     key = list(table.frame_key)
     numbered = stored.select(key).with_row_index("stored row")
     at = wanted.select(key).join(numbered, on=key, how="left", nulls_equal=True, maintain_order="left")["stored row"]
