@@ -22,7 +22,7 @@ from analytics_pipeline_tests.scenario_stage import HOURS, START, WINDOWS, Stage
 
 LIMITS = (None, 0.15, 19.5, 20.5, 45.0)
 #: Other bases, sizes that do not divide each other, with and without windows longer than an hour.
-OTHER_WINDOWS = (WINDOWS, WINDOWS, [60, 600], [300, 3600], [600, 900, 7200], [120, 10800])
+OTHER_WINDOWS = (WINDOWS, WINDOWS, [60, 3600], [60, 600], [300, 3600], [600, 900, 7200], [120, 10800])
 #: What a server may do wrong, as often as it is named.
 _KINDS = {"database": ("lost", "lost", "lost", "deadlock", "canceled", "interrupted"),
           "broker": ("error", "error", "silence", "partition error", "interrupted")}  # fmt: skip
