@@ -129,7 +129,7 @@ class Scenario(Operators):
         """A topic is deleted and made anew under its name; what was not read is gone."""
         topic = rng.choice(sorted(self.env.topics))
         self.heal()  # the broker's own clients of the test must get through
-        self.pipeline.close()  # the embedded broker and librdkafka: see test_epochs_and_gaps.recreate
+        self.pipeline.close()  # the embedded broker and librdkafka: see test_epochs.recreate
         admin = self.kafka.admin()
         admin.delete_topics([topic])[topic].result(timeout=20)
         self._create(topic)
