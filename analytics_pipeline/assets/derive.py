@@ -116,6 +116,7 @@ class Deriver:
 
         Raises:
             PipelineError: a domain is named that is not enabled; nothing was changed.
+            SettingsError: the database holds windows of other sizes; what was committed before they changed stays.
         """
         started = time.monotonic()
         run = Run(
