@@ -33,7 +33,7 @@ STEPS = (
     *("tick",) * 8,
     *("settle",) * 5,
     *("derive",) * 3,
-    *("two_at_once",) * 5,
+    *("two_at_once",) * 3,
     *("fail_database",) * 7,
     *("fail_broker",) * 3,
     *("edit_limits",) * 2,

@@ -28,7 +28,7 @@ from analytics_pipeline_tests.scenario_messages import RETENTION_DAYS, SERIES
 from analytics_pipeline_tests.scenario_stage import WINDOWS, Servers
 from analytics_pipeline_tests.stored_columns import assert_exact, assert_offsets_covered, limits_of
 
-EXAMPLES = int(os.environ.get("PROPERTY_EXAMPLES", "20"))
+EXAMPLES = int(os.environ.get("PROPERTY_EXAMPLES", "16"))
 SWITCH = intermittent.Switch()
 DOMAINS = [PRESS, OVEN, traces.DOMAIN, intermittent.domain(SWITCH)]
 UNAFFECTED = [domain.name for domain in DOMAINS if domain.name != "intermittent"]
