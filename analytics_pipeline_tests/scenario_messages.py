@@ -19,6 +19,7 @@ from analytics_pipeline_tests.stored_columns import Element
 
 NOT_JSON, NO_READING = b"{no json", "no reading"
 RETENTION_DAYS = 1
+SERIES = [("m-1", "s-1"), ("m-1", "s-2"), ("m-2", "s-1")]
 
 
 def where(one: Sent) -> tuple[str, int, int, int]:

@@ -57,11 +57,13 @@ class Element(NamedTuple):
 
 @dataclass(frozen=True)
 class Expected:
-    """What was sent on one domain's topic and read, as it should be stored."""
+    """What was sent on one domain's topic and read, as it should be stored: from the floor on. What lies before is the
+    history of what is kept, as far back as it is known."""
 
     domain: str
     elements: Sequence[Element]
     floor_us: int
+    known_from_us: int
 
     def raw(self) -> dict[Position, Any]:
         return {
@@ -84,11 +86,12 @@ class Expected:
         return found
 
     def messages(self) -> list[reference.Message]:
-        """What counts, also from before the floor: it is the history of what is kept."""
+        """What counts, also from before the floor."""
         return [
             reference.Message(one.position, one.kafka_us, one.time_us, one.series, one.value)
             for one in self.elements
-            if not one.rejected and one.time_us is not None and one.series is not None and one.value is not None
+            if not one.rejected and one.series is not None and one.value is not None
+            if one.time_us is not None and one.time_us >= self.known_from_us
         ]
 
 

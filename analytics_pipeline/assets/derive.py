@@ -26,7 +26,7 @@ from analytics_pipeline.assets.slice_protocol import InputsChangedError, Run, Sl
 from analytics_pipeline.assets.slices import compose, halves, live_from
 from analytics_pipeline.assets.windows.calculation import WindowCalculation
 from analytics_pipeline.domains import Domain, Registry
-from analytics_pipeline.errors import PipelineError, RunEndedError
+from analytics_pipeline.errors import PipelineError, RunEndedError, SettingsError
 from analytics_pipeline.gc_pause import cycle_collection_paused
 from analytics_pipeline.records import DerivedHours, DerivedName, DomainOutcome, HourOutcome, Mode, PartitionError
 from analytics_pipeline.settings import Settings
@@ -43,7 +43,7 @@ RESTART_JITTER_S = 0.2
 #: Begun anew: nothing is wrong with the slice, another transaction was in the way.
 RESTARTED = (psycopg2.errors.SerializationFailure, psycopg2.errors.DeadlockDetected)
 #: Never split for these: they say nothing of one domain partition …
-NOT_SPLIT = (MemoryError, RunEndedError, psycopg2.OperationalError, psycopg2.InterfaceError)
+NOT_SPLIT = (MemoryError, RunEndedError, SettingsError, psycopg2.OperationalError, psycopg2.InterfaceError)
 #: … but for what psycopg2 counts among them although the data of one domain may cause it: a row too wide for an
 #: index, a statement too long, or one that takes longer than the time-out.
 CAUSED_BY_DATA = (
@@ -116,6 +116,7 @@ class Deriver:
 
         Raises:
             PipelineError: a domain is named that is not enabled; nothing was changed.
+            SettingsError: the database holds windows of other sizes; what was committed before they changed stays.
         """
         started = time.monotonic()
         run = Run(

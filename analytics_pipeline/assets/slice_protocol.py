@@ -22,7 +22,14 @@ from analytics_pipeline.quality.gates import run_gate
 from analytics_pipeline.quality.suites import suite_for
 from analytics_pipeline.records import DerivedName, DomainOutcome, GateResult, Mode
 from analytics_pipeline.settings import Settings
-from analytics_pipeline.storage import input_versions, outcomes, partition_state, pending_work, retention
+from analytics_pipeline.storage import (
+    input_versions,
+    outcomes,
+    partition_state,
+    pending_work,
+    retention,
+    window_sizes,
+)
 from analytics_pipeline.storage.dagster_tables import require_started_run
 from analytics_pipeline.storage.engine import Connection, connection
 from analytics_pipeline.storage.limits import LimitDirectory
@@ -66,6 +73,7 @@ class SliceProtocol:
 
         Raises:
             InputsChangedError: the retention floor was raised meanwhile; nothing was committed.
+            SettingsError: the database holds windows of other sizes; nothing was committed.
             psycopg2.errors.LockNotAvailable: others hold a domain partition; nothing was committed.
         """
         started = time.monotonic()
@@ -182,10 +190,12 @@ class SliceProtocol:
 
         Raises:
             InputsChangedError: the retention floor was raised meanwhile.
+            SettingsError: the window sizes of the database were changed meanwhile.
         """
         lock_inputs_shared(context.connection)
         with connection(self._engine) as committed:
             now = input_versions.read(committed)
+            window_sizes.require(committed, self._settings.window_sizes_s)
         if now.retention != context.versions.retention:
             raise InputsChangedError
         if now.master_data != context.versions.master_data and run.calculation.spec.reads_master_data:

@@ -19,6 +19,7 @@ from dagster import (
 from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.scheduler.instigation import SensorInstigatorData
 
+from analytics_pipeline.domains import discover
 from analytics_pipeline.orchestration.partitions import last_partition_hour
 from analytics_pipeline.orchestration.prune import prune, summary
 from analytics_pipeline.orchestration.reporting import Cursor
@@ -54,7 +55,8 @@ def expire_hours(context: OpExecutionContext, pipeline: ResourceParam[Pipeline])
             pipeline.domains.by_name,
             now,
             pipeline.settings.retention_days,
-            look_back=max(domain.history for domain in pipeline.domains),
+            # Also of domains that are not enabled: their rows go as well, and they may come back.
+            look_back=max(domain.history for domain in (*pipeline.domains, *discover())),
             announce=lambda expired: report_expired(
                 context.instance, expired, valid=lambda hour: first <= hour <= last_partition_hour(now)
             ),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from analytics_pipeline.storage.engine import Connection
+from analytics_pipeline.storage.locks import lock_inputs
 
 InputName = Literal["master_data", "retention"]
 
@@ -32,8 +33,6 @@ def read(connection: Connection) -> InputVersions:
 
 def raise_version(connection: Connection, name: InputName) -> None:
     """What was read before is another one now. The caller holds the lock exclusively until it commits."""
+    lock_inputs(connection)
     with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT pg_advisory_xact_lock(hashtext('analytics_pipeline.master_data'), hashtext(current_schema()))"
-        )
         cursor.execute("UPDATE input_version SET version = version + 1 WHERE name = %s", (name,))

@@ -51,8 +51,16 @@ def lock_domain_commits(conn: Connection, domain_ids: Iterable[int], what: str =
         )
 
 
+def lock_inputs(conn: Connection) -> None:
+    """Waits for those who commit what they computed, and lets nobody else, until this transaction ends."""
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "SELECT pg_advisory_xact_lock(hashtext('analytics_pipeline.master_data'), hashtext(current_schema()))"
+        )
+
+
 def lock_inputs_shared(conn: Connection) -> None:
-    """Keeps edits of master data and of the retention floor out until this transaction ends."""
+    """Keeps edits of master data, of the retention floor and of the window sizes out until this transaction ends."""
     with conn.cursor() as cursor:
         cursor.execute(
             "SELECT pg_advisory_xact_lock_shared(hashtext('analytics_pipeline.master_data'), "

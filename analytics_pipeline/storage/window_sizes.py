@@ -1,4 +1,4 @@
-"""The window sizes that a database holds: written down by the migration, held to by every computation.
+"""The window sizes that a database holds: written down by the migration, held to by every computation at its commit.
 
 A process with other sizes would leave windows of some sizes behind, with nothing pending.
 """
@@ -10,9 +10,28 @@ from typing import Any
 
 from analytics_pipeline.assets.windows.spec import SPEC
 from analytics_pipeline.errors import SettingsError
+from analytics_pipeline.records import HOUR_S
 from analytics_pipeline.storage.engine import Connection
+from analytics_pipeline.storage.locks import lock_inputs
 
 NAME = "windows"
+
+#: Every hour that holds something, and those in which the longer windows begin that hold it.
+_WINDOWS_OF_EVERY_HOUR = """
+INSERT INTO pending_work (asset, domain_id, hour, reason)
+WITH held AS (
+    SELECT DISTINCT domain_id, hour FROM partition_state
+    WHERE asset IN ('normalized_measurements', 'window_aggregates') AND rows > 0
+), wanted AS (
+    SELECT domain_id, hour FROM held
+    UNION
+    SELECT domain_id, date_bin(window_s * interval '1 second', hour, to_timestamp(0))
+    FROM held, unnest(%s::int[]) AS longer (window_s)
+)
+SELECT 'window_aggregates', domain_id, hour, 'window sizes' FROM wanted JOIN domain_number d USING (domain_id)
+WHERE NOT EXISTS (SELECT FROM retention_floor f
+                  WHERE f.domain = d.domain AND f.asset = 'window_aggregates' AND wanted.hour < f.floor_hour)
+"""
 
 
 def _text(sizes_s: Sequence[int]) -> str:
@@ -53,12 +72,13 @@ def adopt(conn: Connection, sizes_s: Sequence[int]) -> str | None:
     with conn.cursor() as cursor:
         cursor.execute("BEGIN")
         try:
+            hours = _begin_anew(cursor, sizes_s) if held is not None else 0
+            lock_inputs(conn)  # whoever commits from here on sees these sizes
             cursor.execute(
                 "INSERT INTO pipeline_setting (name, value) VALUES (%s, %s) "
                 "ON CONFLICT (name) DO UPDATE SET value = excluded.value, updated_at = now()",
                 (NAME, _text(sizes_s)),
             )
-            hours = _begin_anew(cursor, sizes_s) if held is not None else 0
             cursor.execute("COMMIT")
         except BaseException:
             cursor.execute("ROLLBACK")
@@ -69,9 +89,12 @@ def adopt(conn: Connection, sizes_s: Sequence[int]) -> str | None:
 
 
 def _begin_anew(cursor: Any, sizes_s: Sequence[int]) -> int:
-    for table in SPEC.tables:
-        if "window_s" in table.by_name:
-            cursor.execute(f"DELETE FROM {table.name} WHERE NOT window_s = ANY(%s)", (list(sizes_s),))
+    windowed = [table for table in SPEC.tables if "window_s" in table.by_name]
+    # Slices of the old sizes that have written commit first: they need the lock of the inputs, not yet taken here.
+    # The others write after this transaction, and are refused.
+    cursor.execute(f"LOCK TABLE {', '.join(table.name for table in windowed)} IN SHARE ROW EXCLUSIVE MODE")
+    for table in windowed:
+        cursor.execute(f"DELETE FROM {table.name} WHERE NOT window_s = ANY(%s)", (list(sizes_s),))
     counts = " + ".join(
         f"(SELECT count(*) FROM {table.name} t WHERE t.domain_id = s.domain_id "
         "AND t.bucket_start >= s.hour AND t.bucket_start < s.hour + interval '1 hour')"
@@ -79,10 +102,10 @@ def _begin_anew(cursor: Any, sizes_s: Sequence[int]) -> int:
         if table.counted
     )
     cursor.execute(f"UPDATE partition_state s SET rows = {counts} WHERE s.asset = '{SPEC.name}'")
+    # Where the first window of an hour begins now, later than before, nothing else asks for the anomalies before it.
     cursor.execute(
-        "INSERT INTO pending_work (asset, domain_id, hour, reason) "
-        "SELECT 'window_aggregates', domain_id, hour, 'window sizes' "
-        "FROM partition_state WHERE asset IN ('normalized_measurements', 'window_aggregates') AND rows > 0 "
-        "GROUP BY domain_id, hour"
+        "INSERT INTO pending_work (asset, domain_id, hour, reason) SELECT 'anomalies', domain_id, hour, 'window sizes' "
+        "FROM partition_state WHERE asset = 'anomalies' AND rows > 0"
     )
+    cursor.execute(_WINDOWS_OF_EVERY_HOUR, ([size_s for size_s in sizes_s if size_s > HOUR_S],))
     return int(cursor.rowcount)

@@ -1,6 +1,8 @@
 """What every domain keeps to, whatever its data. A new file in ``domains/`` is held to it without a change here.
 
-The example in a domain's docstring is the payload that it is tested with, so that the documentation is true.
+The example in a domain's docstring is the payload that it is tested with, so that the documentation is true. The
+domains of the tests are held to it as well: they yield every kind of rows. What needs servers is in
+``integration/test_every_domain.py``.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, cast, get_args
 from zoneinfo import ZoneInfo
@@ -18,22 +21,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analytics_pipeline.assets.measurements.transform import decode_samples
-from analytics_pipeline.assets.raw_events.transform import PAYLOAD_ERRORS, decode_slice
+from analytics_pipeline.assets.measurements.transform import decode
+from analytics_pipeline.assets.raw_events.transform import PAYLOAD_ERRORS, Rejection, decode_slice
 from analytics_pipeline.domains import discover, registry_for
-from analytics_pipeline.domains.base import Domain, Sample, SeriesKey
+from analytics_pipeline.domains.base import Domain, Event, SeriesKey
 from analytics_pipeline.errors import DomainCollisionError, SettingsError
 from analytics_pipeline.messages import LogPartition, MessageSlice
 from analytics_pipeline.quality.gates import run_gate
 from analytics_pipeline.quality.suites import suite_for
 from analytics_pipeline.records import AssetName
 from analytics_pipeline.settings import Settings, load_settings
+from analytics_pipeline_tests.domain_payloads import at, every_domain, example
 
-DOMAINS = discover()
+DOMAINS = every_domain()
 STABLE_WORD = re.compile(r"[a-z][a-z0-9_]*")
 LONGEST_LOOK_BACK = timedelta(days=7)
 
 each_domain = pytest.mark.parametrize("domain", DOMAINS, ids=lambda domain: domain.name)
+each_of_the_product = pytest.mark.parametrize("domain", discover(), ids=lambda domain: domain.name)
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +48,6 @@ def plain() -> Settings:
 
 def module_of(domain: Domain) -> Any:
     return sys.modules[domain.payload.__module__]
-
-
-def example(domain: Domain) -> dict[str, Any]:
-    """The payload that the domain's docstring shows, after ``::``."""
-    shown = re.search(r"::\n\n((?: {4}.*\n)+)", module_of(domain).__doc__ or "")
-    assert shown, f"{domain.payload.__module__}: its docstring shows no payload"
-    return cast(dict[str, Any], json.loads(shown[1]))
 
 
 def slice_of(domain: Domain, *payloads: bytes) -> MessageSlice:
@@ -67,10 +65,37 @@ def slice_of(domain: Domain, *payloads: bytes) -> MessageSlice:
     )
 
 
-def times_of(domain: Domain, *payloads: bytes) -> list[int]:
-    decoded = decode_slice(slice_of(domain, *payloads), domain, 2**20)
-    assert decoded.rejections == {}
-    return cast(list[int], decoded.event_time_us.tolist())
+@dataclass
+class Read:
+    """What payloads became, by payload: times, rows of each kind, and why those were rejected that were."""
+
+    times: dict[int, list[int]]
+    rows: dict[int, list[tuple[Any, ...]]]
+    rejections: dict[int, Rejection]
+
+
+def read(domain: Domain, *payloads: bytes) -> Read:
+    """Through the drain and normalization, without their gates."""
+    drained = decode_slice(slice_of(domain, *payloads), domain, 2**20)
+    origin = list(range(len(payloads))) if drained.origin is None else drained.origin.tolist()
+    found = Read({}, {}, {origin[row]: one for row, one in drained.rejections.items()})
+    kept = [row for row in range(len(origin)) if row not in drained.rejections]
+    for row in kept:
+        found.times.setdefault(origin[row], []).append(int(drained.event_time_us[row]))
+    decoded = decode([cast(bytes, drained.rows.values[row]) for row in kept], domain)
+    found.rejections |= {origin[kept[row]]: one for row, one in decoded.rejections.items()}
+    its: list[tuple[int, tuple[Any, ...]]] = []
+    if one := decoded.samples:
+        keys = [one.keys[series] for series in one.series]
+        its += zip(one.row, zip(["sample"] * len(keys), keys, one.value, one.sample_key, strict=True), strict=True)
+    if other := decoded.events:
+        its += zip(other.row, [("event", *event) for event in other.frame.rows()], strict=True)
+    if changes := decoded.states:
+        keys = [changes.keys[series] for series in changes.series]
+        its += zip(changes.row, zip(["state"] * len(keys), keys, changes.state, strict=True), strict=True)
+    for row, content in its:
+        found.rows.setdefault(origin[kept[row]], []).append(content)
+    return found
 
 
 # ---------------------------------------------------------------------- names
@@ -80,7 +105,7 @@ def test_there_are_domains() -> None:
     assert "sensor" in [domain.name for domain in DOMAINS]
 
 
-@each_domain
+@each_of_the_product
 def test_a_domain_is_the_file_of_its_name_and_its_topics_are_its_own(domain: Domain) -> None:
     assert module_of(domain).DOMAIN is domain
     assert module_of(domain).__name__.rsplit(".", 1)[-1] == domain.name
@@ -92,7 +117,7 @@ def test_a_domain_is_the_file_of_its_name_and_its_topics_are_its_own(domain: Dom
 
 @each_domain
 def test_a_domain_may_be_enabled_alone(domain: Domain) -> None:
-    chosen = registry_for(load_settings(_env_file=None, domains_enabled=[domain.name]))
+    chosen = registry_for(load_settings(_env_file=None, domains_enabled=[domain.name]), DOMAINS)
     assert [one.name for one in chosen] == [domain.name]
     assert chosen.topics == domain.topics
     assert all(chosen.by_topic[topic].name == domain.name for topic in domain.topics)
@@ -105,7 +130,7 @@ def test_a_domain_that_does_not_exist_is_named_with_those_that_do() -> None:
 
 @each_domain
 def test_two_domains_that_claim_one_topic_are_both_named(domain: Domain, plain: Settings) -> None:
-    twin = Domain("twin", domain.topics, domain.envelope, domain.event_time, domain.payload, domain.samples)
+    twin = replace(domain, name="twin")
     with pytest.raises(DomainCollisionError, match=rf"'{domain.name}'.*'twin'.*{re.escape(domain.topics[0])}"):
         registry_for(plain, [domain, twin])
 
@@ -114,38 +139,55 @@ def test_two_domains_that_claim_one_topic_are_both_named(domain: Domain, plain: 
 
 
 @each_domain
-def test_the_documented_payload_is_read_and_passes_its_gates(domain: Domain, plain: Settings) -> None:
-    payload = json.dumps(example(domain)).encode()
-    assert times_of(domain, payload)
-    samples = decode_samples([payload], domain)
-    assert samples.rejections == {}
-    assert len(samples.row) >= 1
-    assert run_gate(suite_for("normalized_measurements", domain, plain), samples.gate_frame()).passed
+def test_the_documented_payload_is_read_and_shows_every_kind_that_it_yields(domain: Domain) -> None:
+    found = read(domain, json.dumps(example(domain)).encode())
+    assert found.rejections == {}
+    assert found.times[0]
+    kinds = {"sample": domain.samples, "event": domain.events, "state": domain.states}
+    assert {row[0] for row in found.rows[0]} >= {kind for kind, takes in kinds.items() if takes}
 
 
 @each_domain
-def test_samples_are_the_same_each_time_and_differ_in_their_identity(domain: Domain) -> None:
-    decode = msgspec.json.Decoder(domain.payload).decode
+def test_the_documented_samples_pass_their_gate(domain: Domain, plain: Settings) -> None:
+    samples = decode([json.dumps(element(domain)).encode()], domain).samples
+    assert (samples is None) == (domain.samples is None)
+    if samples is not None:
+        assert run_gate(suite_for("normalized_measurements", domain, plain), samples.gate_frame()).passed
+
+
+@each_domain
+def test_rows_are_the_same_each_time_and_differ_in_their_identity(domain: Domain) -> None:
     payload = json.dumps(example(domain)).encode()
-    once, again = list(domain.samples(decode(payload))), list(domain.samples(decode(payload)))
-    assert once == again
-    identities = [(tuple(sample[0]), sample[2]) for sample in map(tuple, once)]
+    found = read(domain, payload, payload)
+    assert found.rows[0] == found.rows[1]
+    identities = [identity(domain, row) for row in found.rows[0]]
     assert len(set(identities)) == len(identities), "one statement must never see a key twice"
-    for sample in once:
-        key, value, sample_key = Sample(*sample)
-        assert SeriesKey(*key).metric
-        assert np.isfinite(value)
-        assert isinstance(sample_key, int)
+    for kind, *content in found.rows[0]:
+        if kind == "event":
+            event = Event(*content)
+            assert all((event.entity_type, event.entity_id, event.event_type))
+            assert isinstance(json.loads(event.properties), dict)
+            continue
+        assert SeriesKey(*content[0]).metric
+        assert np.isfinite(content[1]) if kind == "sample" else content[1]
+
+
+def identity(domain: Domain, row: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What tells a row apart from others of its payload."""
+    kind, *content = row
+    if kind == "event":
+        event = Event(*content)
+        by_content = tuple(getattr(event, name) for name in domain.event_identity)
+        return kind, event.tenant_id, *(by_content if event.event_id is None else (event.event_id,))
+    return (kind, content[0], content[2]) if kind == "sample" else (kind, content[0])
 
 
 @each_domain
 def test_further_fields_change_nothing(domain: Domain) -> None:
     payload = example(domain)
     more = payload | {"zz_unknown": {"deep": [1, {"er": None}]}, "zz_text": "\u0000 \U0001f3ed"}
-    bare, rich = (json.dumps(one).encode() for one in (payload, more))
-    assert times_of(domain, bare) == times_of(domain, rich)
-    one, other = decode_samples([bare], domain), decode_samples([rich], domain)
-    assert (one.keys, one.value.tolist(), one.rejections) == (other.keys, other.value.tolist(), other.rejections)
+    bare, rich = (read(domain, json.dumps(one).encode()) for one in (payload, more))
+    assert bare == rich
 
 
 @each_domain
@@ -154,28 +196,15 @@ def test_a_time_without_a_zone_is_in_the_domains_zone_and_one_with_a_zone_stays(
     moved = in_zone(domain, zone)
     aware = datetime(2026, 1, 15, 12, tzinfo=ZoneInfo("Asia/Tokyo"))
     naive = aware.replace(tzinfo=None)
-    payloads = [with_time(domain, moment.isoformat()) for moment in (naive, aware)]
-    if None in payloads:
-        pytest.skip("its time is no text")
-    got = times_of(moved, *cast(list[bytes], payloads))
-    assert got == [int(naive.replace(tzinfo=ZoneInfo(zone)).timestamp() * 1e6), int(aware.timestamp() * 1e6)]
+    found = read(moved, *(at(domain, moment.isoformat()) for moment in (naive, aware)))
+    assert found.rejections == {}
+    expected = [int(naive.replace(tzinfo=ZoneInfo(zone)).timestamp() * 1e6), int(aware.timestamp() * 1e6)]
+    assert [set(found.times[row]) for row in (0, 1)] == [{one} for one in expected]
 
 
 def in_zone(domain: Domain, zone: str) -> Domain:
-    chosen = registry_for(load_settings(_env_file=None, domain_time_zones={domain.name: zone}))
+    chosen = registry_for(load_settings(_env_file=None, domain_time_zones={domain.name: zone}), DOMAINS)
     return chosen.by_name[domain.name]
-
-
-def with_time(domain: Domain, text: str) -> bytes | None:
-    """The documented payload at another time: its first field, of those the envelope reads, that is a time."""
-    payload = example(domain)
-    for name in [one.encode_name for one in msgspec.structs.fields(domain.envelope)]:
-        try:
-            datetime.fromisoformat(payload.get(name))
-        except (TypeError, ValueError):
-            continue
-        return json.dumps(payload | {name: text}).encode()
-    return None
 
 
 # ---------------------------------------------------------------------- bad input
@@ -205,15 +234,13 @@ def test_a_payload_with_any_field_broken_is_refused_or_read_but_never_raises(dom
         at = data.draw(st.integers(0, len(text) - 1))
         text = text[:at] + data.draw(st.binary(max_size=3)) + text[at + 1 :]
     good = json.dumps(example(domain)).encode()
-    decoded = decode_slice(slice_of(domain, good, text, good), domain, 2**20)
-    samples = decode_samples([good, text, good], domain)
-    for rejections in (decoded.rejections, samples.rejections):
-        assert set(rejections) <= {1}
-        for rejection in rejections.values():
-            assert STABLE_WORD.fullmatch(rejection.reason), "people count by it"
-            assert rejection.reason != "domain_error", f"event_time raised: {rejection.error}"
-            assert rejection.error
-    assert set(samples.row.tolist()) >= {0, 2}
+    found = read(domain, good, text, good)
+    assert set(found.rejections) <= {1}
+    for rejection in found.rejections.values():
+        assert STABLE_WORD.fullmatch(rejection.reason), "people count by it"
+        assert rejection.reason != "domain_error", f"the domain raised: {rejection.error}"
+        assert rejection.error
+    assert found.rows[0] == found.rows[2] != []
 
 
 @each_domain
@@ -223,30 +250,34 @@ def test_every_required_field_that_is_missing_is_named(domain: Domain, name: str
     for one in msgspec.structs.fields(struct):
         if not one.required:
             continue
-        payload = example(domain)
+        payload = element(domain)
         del payload[one.encode_name]
-        text = json.dumps(payload).encode()
-        rejections = (
-            decode_slice(slice_of(domain, text), domain, 2**20).rejections
-            if name == "envelope"
-            else decode_samples([text], domain).rejections
-        )
+        rejections = read(replace(domain, split=None), json.dumps(payload).encode()).rejections
         assert rejections[0].reason == "field_missing"
         assert one.encode_name in rejections[0].error
 
 
+def element(domain: Domain) -> dict[str, Any]:
+    """The documented payload, or the first element of it: what ``envelope`` and ``payload`` read."""
+    payload = example(domain)
+    if domain.split is None:
+        return payload
+    return cast(dict[str, Any], json.loads(domain.split(json.dumps(payload).encode())[0][1]))
+
+
 @each_domain
 def test_a_key_that_is_read_may_not_stand_twice(domain: Domain) -> None:
-    text = json.dumps(example(domain))
-    for name, value in example(domain).items():
+    whole, payload = replace(domain, split=None), element(domain)
+    text = json.dumps(payload)
+    for name, value in payload.items():
         twice = f"{text[:-1]}, {json.dumps(name)}: {json.dumps(value)}}}".encode()
-        rejected = decode_samples([text.encode(), twice], domain).rejections
-        read = {
+        rejected = read(whole, text.encode(), twice).rejections
+        known = {
             one.encode_name
             for struct in (domain.envelope, domain.payload)
             for one in msgspec.structs.fields(struct)
         }
-        assert set(rejected) == ({1} if name in read else set()), name
+        assert set(rejected) == ({1} if name in known else set()), name
         assert all(rejection.reason == "duplicate_key" for rejection in rejected.values())
 
 

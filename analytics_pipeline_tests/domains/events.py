@@ -3,9 +3,10 @@
 ::
 
     {"time": "2025-08-20T03:12:00Z", "tenant": "t1", "id": "e-1", "kind": "order", "entity": "o-1", "what": "paid",
-     "user": "u-1", "value": 12.5, "properties": {"plan": "pro"}}
+     "user": "u-1", "value": 12.5, "gauge": "revenue", "properties": {"plan": "pro"}}
 
-Only ``time``, ``what`` and ``entity`` are required. With ``gauge`` the value is also a sample of that metric.
+Only ``time``, ``what`` and ``entity`` are required. With ``gauge`` the value is also a sample of that
+metric, where the domain has samples.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 ::
 
-    {"time": "2025-08-20T03:12:00Z", "machine": "m-1", "kind": "mode", "state": "running"}
+    {"time": "2025-08-20T03:12:00Z", "machine": "m-1", "kind": "mode", "state": "running", "gauge": 3.5, "id": "c-1"}
 
 Without ``machine`` it is a heartbeat. Other domains than the plain one read a sample from ``gauge`` as well, or an
 event from the change, with the id ``id``.

@@ -13,15 +13,25 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+import msgspec
+
 from analytics_pipeline.domains.sensor import DOMAIN as SENSOR
 from analytics_pipeline_tests.pipeline import reading
 
 
+class Trace(msgspec.Struct):
+    """A message: what its readings share, and each one's time and value."""
+
+    shared: dict[str, str]
+    samples: list[tuple[str, Any]]
+
+
 def split(payload: bytes) -> list[tuple[datetime, bytes]]:
     """The readings of a trace, each with its time."""
-    trace = json.loads(payload)
+    trace = msgspec.json.decode(payload, type=Trace)
     return [
-        (datetime.fromisoformat(time), reading(time, value, **trace["shared"])) for time, value in trace["samples"]
+        (msgspec.convert(time, datetime, strict=False), reading(time, value, **trace.shared))
+        for time, value in trace.samples
     ]
 
 

@@ -17,12 +17,13 @@ import pytest
 
 from analytics_pipeline.assets.derive import Deriver
 from analytics_pipeline.records import HOUR, hour_of, to_us
+from analytics_pipeline_tests.against_reference import messages_of
 from analytics_pipeline_tests.conftest import DatabaseServer, KafkaServer
 from analytics_pipeline_tests.domains import begin_anew, counters, open_domains, topic_of
 from analytics_pipeline_tests.domains.copies import PRESS
 from analytics_pipeline_tests.environments import Environment
 from analytics_pipeline_tests.integration.test_concurrency import PATIENCE_S, Gate, before
-from analytics_pipeline_tests.invariants import assert_live_equals_rebuild, messages_of
+from analytics_pipeline_tests.invariants import assert_live_equals_rebuild
 from analytics_pipeline_tests.pipeline import reading
 from analytics_pipeline_tests.reference import windows
 

@@ -16,17 +16,12 @@ from analytics_pipeline.assets.derive import Deriver
 from analytics_pipeline.records import DERIVED, HOUR, hour_of
 from analytics_pipeline.storage.engine import connection
 from analytics_pipeline.storage.retention import expire
+from analytics_pipeline_tests.against_reference import assert_events_equal_reference, event_messages_of
 from analytics_pipeline_tests.conftest import DatabaseServer, KafkaServer
 from analytics_pipeline_tests.domains import begin_anew, events, open_domains, topic_of, with_domain
 from analytics_pipeline_tests.environments import Environment
 from analytics_pipeline_tests.integration.test_concurrency import PATIENCE_S, Gate, before
-from analytics_pipeline_tests.invariants import (
-    assert_content_is_counted,
-    assert_events_equal_reference,
-    assert_live_equals_rebuild,
-    assert_settled,
-    event_messages_of,
-)
+from analytics_pipeline_tests.invariants import assert_content_is_counted, assert_live_equals_rebuild, assert_settled
 from analytics_pipeline_tests.pipeline import Pipeline, reading
 
 HOURS = 3

@@ -23,11 +23,12 @@ from analytics_pipeline_tests.domains.copies import OVEN, PRESS
 from analytics_pipeline_tests.fault_points import FaultPoint, use_faulty_clients
 from analytics_pipeline_tests.quick_gate import use_quick_gates
 from analytics_pipeline_tests.reference import SeriesKey
-from analytics_pipeline_tests.scenario import PARTITIONS, SERIES, STEPS, Scenario, Servers
-from analytics_pipeline_tests.scenario_messages import RETENTION_DAYS
+from analytics_pipeline_tests.scenario import PARTITIONS, STEPS, Scenario
+from analytics_pipeline_tests.scenario_messages import RETENTION_DAYS, SERIES
+from analytics_pipeline_tests.scenario_stage import WINDOWS, Servers
 from analytics_pipeline_tests.stored_columns import assert_exact, assert_offsets_covered, limits_of
 
-EXAMPLES = int(os.environ.get("PROPERTY_EXAMPLES", "20"))
+EXAMPLES = int(os.environ.get("PROPERTY_EXAMPLES", "16"))
 SWITCH = intermittent.Switch()
 DOMAINS = [PRESS, OVEN, traces.DOMAIN, intermittent.domain(SWITCH)]
 UNAFFECTED = [domain.name for domain in DOMAINS if domain.name != "intermittent"]
@@ -52,7 +53,7 @@ def servers(postgres_server: DatabaseServer, kafka_broker: KafkaServer, broker: 
         kafka_broker.bootstrap_servers,
         DOMAINS,
         partitions=PARTITIONS,
-        windows=[60, 300, 3600, 7200],
+        windows=WINDOWS,
         retention_days=RETENTION_DAYS,
         drain_batch_messages=25,
     ) as it:
@@ -90,6 +91,7 @@ def test_in_any_order_and_whatever_fails_the_tables_equal_the_reference(
 def finish(scenario: Scenario) -> None:
     """The servers heal, and at last the domain does."""
     scenario.heal()
+    scenario.enable_all()
     scenario.drain_all()
     scenario.settle_all(UNAFFECTED)
     scenario.finish_retention()
@@ -119,6 +121,10 @@ def assert_everything(scenario: Scenario) -> None:
     messages = scenario.observer.query("SELECT coalesce(sum(messages), 0)::int FROM ingest_batch")
     assert messages == [(len(scenario.read()),)]
     assert not scenario.observer.query("SELECT * FROM spec_limit_edit")
+    accepted = scenario.observer.query("SELECT gap_id FROM offset_gap WHERE accepted_by IS NOT NULL")
+    assert scenario.accepted <= {row[0] for row in accepted}
+    sizes = scenario.observer.query("SELECT DISTINCT window_s FROM window_aggregates")
+    assert {row[0] for row in sizes} <= set(scenario.env.settings.window_sizes_s)
 
 
 def assert_domain(scenario: Scenario, name: str) -> None:

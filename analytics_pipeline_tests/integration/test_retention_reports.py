@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 from dagster import AssetCheckKey, AssetKey, AssetRecordsFilter, DagsterInstance
 
 from analytics_pipeline.definitions import build_defs
+from analytics_pipeline.domains import Registry
+from analytics_pipeline.orchestration import schedules
 from analytics_pipeline.orchestration.partitions import key_of
 from analytics_pipeline.orchestration.resources import Pipeline
 from analytics_pipeline.records import DERIVED, HOUR, RAW_EVENTS, hour_of
@@ -18,7 +21,7 @@ from analytics_pipeline.storage.engine import connection
 from analytics_pipeline.storage.retention import Expired, expire
 from analytics_pipeline_tests.conftest import DatabaseServer, KafkaServer
 from analytics_pipeline_tests.domains import begin_anew, open_domains
-from analytics_pipeline_tests.domains.copies import PRESS
+from analytics_pipeline_tests.domains.copies import OVEN, PRESS
 from analytics_pipeline_tests.environments import Environment
 from analytics_pipeline_tests.pipeline import reading
 
@@ -82,6 +85,25 @@ def test_what_could_not_be_reported_is_not_deleted_yet(env: Environment) -> None
     with connection(env.pipeline.engine) as conn, pytest.raises(ConnectionError):
         expire(conn, ["press"], NOW, 1, announce=fail)
     assert env.pipeline.count("raw_events") == 12
+
+
+def test_windows_of_a_domain_that_is_not_enabled_stay_for_as_long_as_its_own_look_back(
+    env: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When it is enabled again, its first hours are rebuilt from the history that live had."""
+    hour = hour_of(NOW) - 30 * HOUR
+    env.send([reading(hour, 20.0)])
+    env.drain(NOW)
+    env.pipeline.settle()
+    monkeypatch.setattr(schedules, "discover", lambda: (PRESS,))
+    settings = env.settings.model_copy(update={"retention_days": 1})
+    enabled = Registry((replace(OVEN, detectors=()),), OVEN.topics)
+    job = build_defs({"pipeline": Pipeline(settings, enabled)}).resolve_job_def("retention")
+    with DagsterInstance.ephemeral() as instance:
+        assert job.execute_in_process(instance=instance).success
+    kept = "SELECT count(*) FROM {} WHERE {} = %s"
+    assert env.pipeline.query(kept.format("window_aggregates", "bucket_start"), hour) == [(3,)]
+    assert env.pipeline.query(kept.format("normalized_measurements", "event_time"), hour) == [(0,)]
 
 
 # ---------------------------------------------------------------------- chunks

@@ -19,15 +19,11 @@ from analytics_pipeline.storage.domain_numbers import DomainNumbers
 from analytics_pipeline.storage.engine import connection
 from analytics_pipeline.storage.pending_work import actionable_hours
 from analytics_pipeline.storage.retention import expire
+from analytics_pipeline_tests.against_reference import assert_states_equal_reference, state_messages_of
 from analytics_pipeline_tests.domains import begin_anew, states, topic_of
 from analytics_pipeline_tests.environments import Environment
 from analytics_pipeline_tests.integration.test_concurrency import PATIENCE_S, Gate, before
-from analytics_pipeline_tests.invariants import (
-    assert_content_is_counted,
-    assert_settled,
-    assert_states_equal_reference,
-    state_messages_of,
-)
+from analytics_pipeline_tests.invariants import assert_content_is_counted, assert_settled
 from analytics_pipeline_tests.pipeline import Pipeline, reading
 
 HOURS = 8

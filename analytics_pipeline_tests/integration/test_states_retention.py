@@ -17,13 +17,14 @@ from analytics_pipeline.assets.windows.spec import SPEC as WINDOWS
 from analytics_pipeline.records import to_us
 from analytics_pipeline.storage import retention, states_at_floor
 from analytics_pipeline.storage.engine import connection
-from analytics_pipeline_tests import reference
+from analytics_pipeline_tests import reference_kinds
+from analytics_pipeline_tests.against_reference import state_messages_of
 from analytics_pipeline_tests.domains import begin_anew, states, topic_of
 from analytics_pipeline_tests.environments import Environment
 from analytics_pipeline_tests.fault_points import Fault, FaultPoint, faulty_engine
 from analytics_pipeline_tests.integration.test_concurrency import PATIENCE_S, Gate
 from analytics_pipeline_tests.integration.test_states import ALL, advance, at, durations, send
-from analytics_pipeline_tests.invariants import assert_settled, state_messages_of
+from analytics_pipeline_tests.invariants import assert_settled
 
 pytestmark = pytest.mark.usefixtures("quick_gates")
 
@@ -208,7 +209,7 @@ def _assert_kept_durations(env: Environment, floor: datetime) -> None:
             "JOIN measurement_series USING (domain_id, series_id) WHERE window_s = %s",
             size_s,
         )
-        wanted = reference.state_durations(sent, size_s, until_us)
+        wanted = reference_kinds.state_durations(sent, size_s, until_us)
         kept = {key: lasted for key, lasted in wanted.items() if key[0] >= to_us(floor)}
         assert {(to_us(row[0]), (row[1], row[2]), row[3]): row[4] for row in rows} == kept
 

@@ -17,9 +17,9 @@ from analytics_pipeline.records import HOUR
 from analytics_pipeline.storage.domain_numbers import DomainNumbers
 from analytics_pipeline.storage.engine import connection
 from analytics_pipeline.storage.locks import lock_domain_commits
-from analytics_pipeline_tests.domains import begin_anew, states
+from analytics_pipeline_tests.domains import begin_anew, states, topic_of
 from analytics_pipeline_tests.environments import Environment
-from analytics_pipeline_tests.integration.test_states import ALL, START, at, durations, send
+from analytics_pipeline_tests.integration.test_states import ALL, START, advance, assert_right, at, durations, send
 
 pytestmark = pytest.mark.usefixtures("quick_gates")
 
@@ -86,6 +86,18 @@ def test_a_clock_that_cannot_be_advanced_keeps_no_tick_from_its_work(
     send(env, states.heartbeat(at(90)))
     env.pipeline.settle()
     assert tick(pipeline).run_requests, "it is tried again with the next tick"
+
+
+def test_a_state_that_begins_ahead_of_the_clock_is_carried_out_of_the_clocks_hour(env: Environment) -> None:
+    """As a rebuild of the hour has it. The watermark is no later than Kafka's time, an event may be ahead of it."""
+    kafka_ms = int(at(44).timestamp() * 1000)
+    env.send([states.message(at(49), "running")], topic=topic_of(env, "states"), timestamp=kafka_ms)
+    env.drain()
+    env.pipeline.settle()
+    advance(env)
+    env.pipeline.settle()
+    assert env.pipeline.count("carried_states") == 1
+    assert_right(env)
 
 
 # ---------------------------------------------------------------------- commits that are held up, long jumps

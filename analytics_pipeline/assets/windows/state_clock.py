@@ -110,7 +110,8 @@ def _first_known(cursor: Any, domain_id: int) -> datetime | None:
 
 
 def _first_hours(cursor: Any, domain_id: int, begins: datetime, until: datetime) -> dict[int, datetime]:
-    """The first hour in which each series is in some state between two moments: carried in, or changed in between."""
+    """The first hour that has begun by the second moment in which each series is in some state: carried in, or changed
+    since the first, be it ahead of the second, because that is what the hour ends with."""
     cursor.execute(
         "SELECT series_id, min(hour) FROM ("
         "SELECT series_id, %(begins)s AS hour FROM carried_states "
@@ -118,9 +119,15 @@ def _first_hours(cursor: Any, domain_id: int, begins: datetime, until: datetime)
         "SELECT series_id, date_trunc('hour', event_time, 'UTC') FROM state_changes "
         "WHERE domain_id = %(domain_id)s AND event_time >= %(begins)s AND event_time < %(until)s"
         ") known GROUP BY series_id ORDER BY series_id",
-        {"domain_id": domain_id, "begins": begins, "before": begins - HOUR, "until": until},
+        {"domain_id": domain_id, "begins": begins, "before": begins - HOUR, "until": _end_of_hour(until)},
     )
     return dict(cursor.fetchall())
+
+
+def _end_of_hour(moment: datetime) -> datetime:
+    """The end of the last hour that has begun before a moment."""
+    begun = hour_of(moment)
+    return begun if begun == moment else begun + HOUR
 
 
 def _passed(first: Mapping[int, datetime], begins: datetime, until: datetime) -> dict[datetime, tuple[int, ...]]:
