@@ -18,12 +18,12 @@ import numpy.typing as npt
 import polars as pl
 
 from analytics_pipeline.assets.raw_events.payload_bytes import not_utf8
-from analytics_pipeline.domains.base import Domain
+from analytics_pipeline.domains.base import Domain, PayloadError
 from analytics_pipeline.messages import MessageSlice
 from analytics_pipeline.records import HOUR_US, from_us
 
 #: What decoding a payload may raise because of the payload. Anything else is the domain's: ``domain_error``.
-PAYLOAD_ERRORS = (msgspec.MsgspecError, RecursionError, UnicodeError)
+PAYLOAD_ERRORS = (msgspec.MsgspecError, RecursionError, UnicodeError, PayloadError)
 ERROR_CHARACTERS = 500
 #: Messages decoded in one go; one that cannot be read has all of them gone through one by one.
 CHUNK_MESSAGES = 5_000
@@ -300,6 +300,8 @@ def _unread(value: bytes | None, max_message_bytes: int) -> Rejection:
 def explain(value: bytes, error: Exception) -> Rejection:
     """The reason behind a decoding error, looked for only once there is one."""
     text = str(error)[:ERROR_CHARACTERS]
+    if isinstance(error, PayloadError):
+        return Rejection(error.reason, text or error.reason)
     if isinstance(error, RecursionError):
         return Rejection("nested_too_deep", "payload is nested too deep to be read")
     if isinstance(error, UnicodeError):
