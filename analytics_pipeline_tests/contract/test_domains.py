@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, cast, get_args
 from zoneinfo import ZoneInfo
@@ -18,10 +19,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analytics_pipeline.assets.measurements.transform import decode_samples
+from analytics_pipeline.assets.measurements.calculation import TABLES
+from analytics_pipeline.assets.measurements.normalized import Chunk
+from analytics_pipeline.assets.measurements.transform import Decoded, decode
 from analytics_pipeline.assets.raw_events.transform import PAYLOAD_ERRORS, decode_slice
 from analytics_pipeline.domains import discover, registry_for
-from analytics_pipeline.domains.base import Domain, Sample, SeriesKey
+from analytics_pipeline.domains.base import Domain, Event, Sample, SeriesKey, StateChange
 from analytics_pipeline.errors import DomainCollisionError, SettingsError
 from analytics_pipeline.messages import LogPartition, MessageSlice
 from analytics_pipeline.quality.gates import run_gate
@@ -67,6 +70,26 @@ def slice_of(domain: Domain, *payloads: bytes) -> MessageSlice:
     )
 
 
+def rows_of(decoded: Decoded) -> dict[str, list[Any]]:
+    """What was decoded, by kind of row, with the payload of each."""
+    samples, events, states = decoded.samples, decoded.events, decoded.states
+    found: dict[str, list[Any]] = {}
+    if samples:
+        series = [samples.keys[at] for at in samples.series.tolist()]
+        columns = (samples.row.tolist(), series, samples.value.tolist(), samples.sample_key.tolist())
+        found["samples"] = list(zip(*columns, strict=True))
+    if events:
+        found["events"] = [(row, *event) for row, event in zip(events.row.tolist(), events.frame.rows(), strict=True)]
+    if states:
+        series = [states.keys[at] for at in states.series.tolist()]
+        found["states"] = list(zip(states.row.tolist(), series, states.state.to_list(), strict=True))
+    return found
+
+
+def payloads_with_rows(decoded: Decoded) -> set[int]:
+    return {row[0] for rows in rows_of(decoded).values() for row in rows}
+
+
 def times_of(domain: Domain, *payloads: bytes) -> list[int]:
     decoded = decode_slice(slice_of(domain, *payloads), domain, 2**20)
     assert decoded.rejections == {}
@@ -82,8 +105,12 @@ def test_there_are_domains() -> None:
 
 @each_domain
 def test_a_domain_is_the_file_of_its_name_and_its_topics_are_its_own(domain: Domain) -> None:
-    assert module_of(domain).DOMAIN is domain
-    assert module_of(domain).__name__.rsplit(".", 1)[-1] == domain.name
+    module = module_of(domain)
+    if hasattr(module, "DOMAIN"):
+        assert module.DOMAIN is domain
+        assert module.__name__.rsplit(".", 1)[-1] == domain.name
+    else:
+        assert domain in module.DOMAINS
     assert STABLE_WORD.fullmatch(domain.name)
     assert domain.topics
     assert len(set(domain.topics)) == len(domain.topics)
@@ -105,7 +132,7 @@ def test_a_domain_that_does_not_exist_is_named_with_those_that_do() -> None:
 
 @each_domain
 def test_two_domains_that_claim_one_topic_are_both_named(domain: Domain, plain: Settings) -> None:
-    twin = Domain("twin", domain.topics, domain.envelope, domain.event_time, domain.payload, domain.samples)
+    twin = replace(domain, name="twin")
     with pytest.raises(DomainCollisionError, match=rf"'{domain.name}'.*'twin'.*{re.escape(domain.topics[0])}"):
         registry_for(plain, [domain, twin])
 
@@ -117,25 +144,59 @@ def test_two_domains_that_claim_one_topic_are_both_named(domain: Domain, plain: 
 def test_the_documented_payload_is_read_and_passes_its_gates(domain: Domain, plain: Settings) -> None:
     payload = json.dumps(example(domain)).encode()
     assert times_of(domain, payload)
-    samples = decode_samples([payload], domain)
-    assert samples.rejections == {}
-    assert len(samples.row) >= 1
-    assert run_gate(suite_for("normalized_measurements", domain, plain), samples.gate_frame()).passed
+    decoded = decode([payload], domain)
+    assert decoded.rejections == {}
+    kinds = {name for name in ("samples", "events", "states") if getattr(domain, name)}
+    assert {kind for kind, rows in rows_of(decoded).items() if rows} == kinds, "the example shows all that it becomes"
+    for table in TABLES:
+        part = table.part_of(decoded)
+        if part is not None:
+            frame = table.gate_frame([chunk_of(domain, part)])
+            assert run_gate(suite_for("normalized_measurements", domain, plain, table.spec.name), frame).passed
+
+
+def chunk_of(domain: Domain, part: Any) -> Any:
+    return Chunk(domain=domain, domain_id=0, raw=cast(Any, None), raw_part=np.zeros(1, np.int64), part=part)
 
 
 @each_domain
-def test_samples_are_the_same_each_time_and_differ_in_their_identity(domain: Domain) -> None:
-    decode = msgspec.json.Decoder(domain.payload).decode
+def test_rows_are_the_same_each_time_and_differ_in_their_identity(domain: Domain) -> None:
+    read = msgspec.json.Decoder(domain.payload).decode
     payload = json.dumps(example(domain)).encode()
-    once, again = list(domain.samples(decode(payload))), list(domain.samples(decode(payload)))
-    assert once == again
-    identities = [(tuple(sample[0]), sample[2]) for sample in map(tuple, once)]
+    for take in (domain.samples, domain.events, domain.states):
+        if take is None:
+            continue
+        once, again = [list(map(tuple, take(read(payload)))) for _ in range(2)]
+        assert once == again
+    samples = [Sample(*one) for one in domain.samples(read(payload))] if domain.samples else []
+    identities = [(tuple(one.series), one.sample_key) for one in samples]
     assert len(set(identities)) == len(identities), "one statement must never see a key twice"
-    for sample in once:
-        key, value, sample_key = Sample(*sample)
-        assert SeriesKey(*key).metric
-        assert np.isfinite(value)
-        assert isinstance(sample_key, int)
+    for sample in samples:
+        assert SeriesKey(*sample.series).metric
+        assert np.isfinite(sample.value)
+        assert isinstance(sample.sample_key, int)
+    for event in map(Event._make, domain.events(read(payload)) if domain.events else ()):
+        assert json.loads(event.properties) is not None
+        assert set(domain.event_identity) <= set(Event._fields) - {"event_id"}
+    states = [StateChange(*one) for one in domain.states(read(payload))] if domain.states else []
+    assert len({tuple(one.series) for one in states}) == len(states), "a series is in one state at a time"
+
+
+@each_domain
+def test_every_row_of_the_documented_payload_has_a_tenant_also_where_none_is_named(domain: Domain) -> None:
+    payload = {name: it for name, it in example(domain).items() if name not in ("tenant_id", "factory_id", "tenantId")}
+    text = json.dumps(payload).encode()
+    chosen = registry_for(
+        load_settings(_env_file=None, domain_defaults={domain.name: {"tenant_id": "t9", "factory_id": "f9"}})
+    ).by_name[domain.name]
+    for of, tenant, factory in ((domain, "default", None), (chosen, "t9", "f9")):
+        if any(one.required and one.encode_name == "tenant_id" for one in msgspec.structs.fields(domain.payload)):
+            assert decode([text], of).rejections[0].reason == "field_missing"
+            continue
+        rows = rows_of(decode([text], of))
+        owners = {(row[1].tenant_id, row[1].factory_id) for kind in ("samples", "states") for row in rows.get(kind, [])}
+        owners |= {(row[2], row[3]) for row in rows.get("events", [])}
+        assert owners == {(tenant, factory)}
 
 
 @each_domain
@@ -144,8 +205,8 @@ def test_further_fields_change_nothing(domain: Domain) -> None:
     more = payload | {"zz_unknown": {"deep": [1, {"er": None}]}, "zz_text": "\u0000 \U0001f3ed"}
     bare, rich = (json.dumps(one).encode() for one in (payload, more))
     assert times_of(domain, bare) == times_of(domain, rich)
-    one, other = decode_samples([bare], domain), decode_samples([rich], domain)
-    assert (one.keys, one.value.tolist(), one.rejections) == (other.keys, other.value.tolist(), other.rejections)
+    one, other = decode([bare], domain), decode([rich], domain)
+    assert (rows_of(one), one.rejections) == (rows_of(other), other.rejections)
 
 
 @each_domain
@@ -206,14 +267,14 @@ def test_a_payload_with_any_field_broken_is_refused_or_read_but_never_raises(dom
         text = text[:at] + data.draw(st.binary(max_size=3)) + text[at + 1 :]
     good = json.dumps(example(domain)).encode()
     decoded = decode_slice(slice_of(domain, good, text, good), domain, 2**20)
-    samples = decode_samples([good, text, good], domain)
-    for rejections in (decoded.rejections, samples.rejections):
+    rows = decode([good, text, good], domain)
+    for rejections in (decoded.rejections, rows.rejections):
         assert set(rejections) <= {1}
         for rejection in rejections.values():
             assert STABLE_WORD.fullmatch(rejection.reason), "people count by it"
-            assert rejection.reason != "domain_error", f"event_time raised: {rejection.error}"
+            assert rejection.reason != "domain_error", f"the domain raised: {rejection.error}"
             assert rejection.error
-    assert set(samples.row.tolist()) >= {0, 2}
+    assert payloads_with_rows(rows) >= {0, 2}
 
 
 @each_domain
@@ -229,7 +290,7 @@ def test_every_required_field_that_is_missing_is_named(domain: Domain, name: str
         rejections = (
             decode_slice(slice_of(domain, text), domain, 2**20).rejections
             if name == "envelope"
-            else decode_samples([text], domain).rejections
+            else decode([text], domain).rejections
         )
         assert rejections[0].reason == "field_missing"
         assert one.encode_name in rejections[0].error
@@ -240,7 +301,7 @@ def test_a_key_that_is_read_may_not_stand_twice(domain: Domain) -> None:
     text = json.dumps(example(domain))
     for name, value in example(domain).items():
         twice = f"{text[:-1]}, {json.dumps(name)}: {json.dumps(value)}}}".encode()
-        rejected = decode_samples([text.encode(), twice], domain).rejections
+        rejected = decode([text.encode(), twice], domain).rejections
         read = {
             one.encode_name
             for struct in (domain.envelope, domain.payload)
