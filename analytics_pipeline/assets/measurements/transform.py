@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -21,8 +20,15 @@ from analytics_pipeline.assets.measurements.said import AttributeReader, Attribu
 from analytics_pipeline.assets.measurements.samples import SampleReader, Samples
 from analytics_pipeline.assets.measurements.states import StateReader, States
 from analytics_pipeline.assets.measurements.taken import Reader
-from analytics_pipeline.assets.raw_events.payload_bytes import Keys, duplicate_keys
-from analytics_pipeline.assets.raw_events.transform import ERROR_CHARACTERS, PAYLOAD_ERRORS, Rejection, explain
+from analytics_pipeline.assets.raw_events.payload_bytes import duplicate_keys
+from analytics_pipeline.assets.raw_events.transform import (
+    ERROR_CHARACTERS,
+    PAYLOAD_ERRORS,
+    Rejection,
+    duplicate_key,
+    explain,
+    keys_of,
+)
 from analytics_pipeline.domains.base import Defaults, Domain, SeriesKey
 
 #: Payloads decoded in one go: few enough to stay in the processor's cache, and to be gone through again one by
@@ -162,16 +168,8 @@ def _with_duplicate_keys(
 ) -> dict[int, Rejection]:
     """Payloads that could be read, but hold a key that is read more than once, be it the time's."""
     rows = [row for row in range(len(payloads)) if row not in rejected] if rejected else range(len(payloads))
-    found = duplicate_keys([payloads[row] for row in rows] if rejected else payloads, _keys(domain))
-    return {
-        rows[at]: Rejection("duplicate_key", f"key {key!r} is there more than once; which one counts is not defined")
-        for at, key in found.items()
-    }
-
-
-@lru_cache(maxsize=256)
-def _keys(domain: Domain) -> Keys:
-    return Keys.of(domain.envelope, domain.payload)
+    found = duplicate_keys([payloads[row] for row in rows] if rejected else payloads, keys_of(domain))
+    return {rows[at]: duplicate_key(key) for at, key in found.items()}
 
 
 def latest(columns: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from analytics_pipeline.assets.raw_events.payload_bytes import not_utf8
+from analytics_pipeline.assets.raw_events.payload_bytes import Keys, duplicate_keys, not_utf8
 from analytics_pipeline.domains.base import Domain, PayloadError
 from analytics_pipeline.messages import MessageSlice
 from analytics_pipeline.records import HOUR_US, from_us
@@ -215,7 +216,20 @@ def _elements(
         raise
     except Exception as error:  # noqa: BLE001  # whatever a domain raises is about this message alone
         return _not_read(value) or _why(value, error, domain)
+    if len(elements) > 1 and (found := duplicate_keys([value], keys_of(domain))):
+        return duplicate_key(found[0])  # its elements hold one of the two, so that nobody would notice later
     return elements or Rejection("no_elements", "message splits into nothing")
+
+
+@lru_cache(maxsize=256)
+def keys_of(domain: Domain) -> Keys:
+    """The keys that a domain reads of a payload."""
+    return Keys.of(domain.envelope, domain.payload)
+
+
+def duplicate_key(name: str) -> Rejection:
+    """A key that is read stands more than once."""
+    return Rejection("duplicate_key", f"key {name!r} is there more than once; which one counts is not defined")
 
 
 def _not_read(value: bytes) -> Rejection | None:
