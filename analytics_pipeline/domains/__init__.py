@@ -60,10 +60,11 @@ class Registry:
         return {domain.name: domain.topics for domain in self.domains}
 
     def with_topics(self, topics: Mapping[str, str]) -> Registry:
-        """The same domains on other topics: ``{topic: domain name}``. For tests and renamed topics."""
+        """The domains of some topics, ``{topic: domain name}``, on these instead of their own. For tests."""
         moved = tuple(
             replace(domain, topics=tuple(topic for topic, name in topics.items() if name == domain.name))
             for domain in self.domains
+            if domain.name in topics.values()
         )
         return Registry(moved, tuple(topics))
 

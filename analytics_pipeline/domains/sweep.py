@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from math import fsum, isfinite, nan
+from math import fsum, nan
 from operator import attrgetter
 
 import msgspec
@@ -101,8 +101,8 @@ def _value(reading: msgspec.Raw) -> float:
 
 
 def _counts(value: float) -> bool:
-    """Whether the gate lets a value pass."""
-    return isfinite(value) and abs(value) <= LARGEST_VALUE
+    """Whether the gate lets a value pass; NaN is no less than anything."""
+    return abs(value) <= LARGEST_VALUE
 
 
 def _own_time(reading: msgspec.Raw) -> msgspec.Raw | None:

@@ -40,7 +40,7 @@ EVENTS = TableSpec(
         Column("event_time", "timestamptz", "", "when it happened"),
         Column("identity", "text", "", "hash of what identifies it: tenant and id, or its content and time"),
         Column("event_id", "text", "", "its own id, where it has one", nullable=True),
-        Column("tenant_id", "text", "", "tenant", nullable=True),
+        Column("tenant_id", "text", "", "tenant: the domain's, where the payload names none"),
         Column("factory_id", "text", "", "factory", nullable=True),
         Column("machine_id", "text", "", "machine", nullable=True),
         Column("entity_type", "text", "", "kind of what it happened to"),
