@@ -214,6 +214,15 @@ def test_iot_measurements_show_what_was_said_last_of_a_series_in_any_order(env: 
     env.pipeline.rebuild([START, START + HOUR])
     assert env.pipeline.query("SELECT DISTINCT unit, topic FROM iot_measurements") == [("K", "b")]
     assert columns_of(env, "iot_measurements") == columns.replace('"', "").split(", ")
+    assert [len(env.pipeline.query(query)) for query in SINK_QUERIES] == [2, 1], "as the sink's document writes them"
+
+
+SINK_QUERIES = (
+    "SELECT * FROM iot_measurements WHERE timestamp > NOW() - INTERVAL '7 hours' ORDER BY timestamp DESC LIMIT 100",
+    "SELECT device_id, component_type, COUNT(*) as measurement_count, AVG(value) as avg_value, "
+    "MIN(timestamp) as first_measurement, MAX(timestamp) as last_measurement FROM iot_measurements "
+    "GROUP BY device_id, component_type ORDER BY measurement_count DESC",
+)
 
 
 def columns_of(env: Environment, view: str) -> list[str]:
@@ -272,3 +281,16 @@ def test_defaults_of_the_settings_own_rows_that_name_no_tenant(env: Environment)
         assert env.pipeline.query(f"{owners} {table}") == [("t9", "f9")], table
     series = env.pipeline.query("SELECT count(*) FROM measurement_series WHERE metric = 'health_score'")
     assert series == [(1,)], "named or not, it is the same series"
+
+
+def test_a_domain_of_which_nothing_ever_came_costs_a_rebuild_nothing(env: Environment) -> None:
+    put(env, "device", {"time": at(1), "machine_id": "m", "health_score": 1})
+    env.pipeline.rebuild([START, START + HOUR])
+    outcomes = "SELECT DISTINCT domain FROM partition_outcome JOIN domain_number USING (domain_id) WHERE mode = 'full'"
+    assert env.pipeline.query(outcomes) == [("device",)]
+    assert env.pipeline.query("SELECT count(DISTINCT domain_id) FROM partition_state") == [(1,)]
+
+
+def test_an_hour_before_anything_came_is_still_computed_for_whoever_asks(env: Environment) -> None:
+    done = env.pipeline.deriver.derive("normalized_measurements", START, "full", "test")
+    assert {one.domain for one in done.domains} == {domain.name for domain in DOMAINS}
