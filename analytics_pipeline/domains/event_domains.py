@@ -71,14 +71,13 @@ def event_domain(name: str, topics: Sequence[str], entity_type: str = "thing") -
     )
 
 
-DOMAINS = (
-    event_domain(  # operations: work orders, handovers, checks
-        "ops", ["ops.events"], entity_type="machine",
-    ),
-    event_domain(  # economics: prices, costs, sales
-        "econ", ["econ.events"], entity_type="market",
-    ),
-    event_domain(  # veterinary: treatments, findings, losses
-        "vet", ["vet.events"], entity_type="animal",
-    ),
+OPS = event_domain(  # operations: work orders, handovers, checks
+    "ops", ["ops.events"], entity_type="machine",
 )
+ECON = event_domain(  # economics: prices, costs, sales
+    "econ", ["econ.events"], entity_type="market",
+)
+VET = event_domain(  # veterinary: treatments, findings, losses
+    "vet", ["vet.events"], entity_type="animal",
+)
+DOMAINS = (OPS, ECON, VET)

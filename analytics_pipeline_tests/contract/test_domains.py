@@ -19,18 +19,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analytics_pipeline.assets.measurements.calculation import TABLES
-from analytics_pipeline.assets.measurements.normalized import Chunk
 from analytics_pipeline.assets.measurements.transform import Decoded, decode
 from analytics_pipeline.assets.raw_events.transform import PAYLOAD_ERRORS, decode_slice
 from analytics_pipeline.domains import discover, registry_for
 from analytics_pipeline.domains.base import Domain, Event, Sample, SeriesKey, StateChange
 from analytics_pipeline.errors import DomainCollisionError, SettingsError
-from analytics_pipeline.messages import LogPartition, MessageSlice
-from analytics_pipeline.quality.gates import run_gate
 from analytics_pipeline.quality.suites import suite_for
 from analytics_pipeline.records import AssetName
 from analytics_pipeline.settings import Settings, load_settings
+from analytics_pipeline_tests.decoded_rows import assert_passes_gates, rows_of, shown, slice_of
 
 DOMAINS = discover()
 STABLE_WORD = re.compile(r"[a-z][a-z0-9_]*")
@@ -46,44 +43,6 @@ def plain() -> Settings:
 
 def module_of(domain: Domain) -> Any:
     return sys.modules[domain.payload.__module__]
-
-
-def example(domain: Domain) -> dict[str, Any]:
-    """The payload that the domain's docstring shows, after ``::``."""
-    shown = re.search(r"::\n\n((?: {4}.*\n)+)", module_of(domain).__doc__ or "")
-    assert shown, f"{domain.payload.__module__}: its docstring shows no payload"
-    return cast(dict[str, Any], json.loads(shown[1]))
-
-
-def slice_of(domain: Domain, *payloads: bytes) -> MessageSlice:
-    count = len(payloads)
-    none: list[Any] = [None] * count
-    return MessageSlice(
-        log=LogPartition(domain.topics[0], 1, 0),
-        from_offset=0,
-        next_offset=count,
-        offsets=list(range(count)),
-        kafka_times_ms=[0] * count,
-        values=list(payloads),
-        keys=none,
-        headers=none,
-    )
-
-
-def rows_of(decoded: Decoded) -> dict[str, list[Any]]:
-    """What was decoded, by kind of row, with the payload of each."""
-    samples, events, states = decoded.samples, decoded.events, decoded.states
-    found: dict[str, list[Any]] = {}
-    if samples:
-        series = [samples.keys[at] for at in samples.series.tolist()]
-        columns = (samples.row.tolist(), series, samples.value.tolist(), samples.sample_key.tolist())
-        found["samples"] = list(zip(*columns, strict=True))
-    if events:
-        found["events"] = [(row, *event) for row, event in zip(events.row.tolist(), events.frame.rows(), strict=True)]
-    if states:
-        series = [states.keys[at] for at in states.series.tolist()]
-        found["states"] = list(zip(states.row.tolist(), series, states.state.to_list(), strict=True))
-    return found
 
 
 def payloads_with_rows(decoded: Decoded) -> set[int]:
@@ -142,27 +101,19 @@ def test_two_domains_that_claim_one_topic_are_both_named(domain: Domain, plain: 
 
 @each_domain
 def test_the_documented_payload_is_read_and_passes_its_gates(domain: Domain, plain: Settings) -> None:
-    payload = json.dumps(example(domain)).encode()
+    payload = json.dumps(shown(domain)).encode()
     assert times_of(domain, payload)
     decoded = decode([payload], domain)
     assert decoded.rejections == {}
     kinds = {name for name in ("samples", "events", "states") if getattr(domain, name)}
     assert {kind for kind, rows in rows_of(decoded).items() if rows} == kinds, "the example shows all that it becomes"
-    for table in TABLES:
-        part = table.part_of(decoded)
-        if part is not None:
-            frame = table.gate_frame([chunk_of(domain, part)])
-            assert run_gate(suite_for("normalized_measurements", domain, plain, table.spec.name), frame).passed
-
-
-def chunk_of(domain: Domain, part: Any) -> Any:
-    return Chunk(domain=domain, domain_id=0, raw=cast(Any, None), raw_part=np.zeros(1, np.int64), part=part)
+    assert_passes_gates(domain, payload, plain)
 
 
 @each_domain
 def test_rows_are_the_same_each_time_and_differ_in_their_identity(domain: Domain) -> None:
     read = msgspec.json.Decoder(domain.payload).decode
-    payload = json.dumps(example(domain)).encode()
+    payload = json.dumps(shown(domain)).encode()
     for take in (domain.samples, domain.events, domain.states):
         if take is None:
             continue
@@ -183,25 +134,8 @@ def test_rows_are_the_same_each_time_and_differ_in_their_identity(domain: Domain
 
 
 @each_domain
-def test_every_row_of_the_documented_payload_has_a_tenant_also_where_none_is_named(domain: Domain) -> None:
-    payload = {name: it for name, it in example(domain).items() if name not in ("tenant_id", "factory_id", "tenantId")}
-    text = json.dumps(payload).encode()
-    chosen = registry_for(
-        load_settings(_env_file=None, domain_defaults={domain.name: {"tenant_id": "t9", "factory_id": "f9"}})
-    ).by_name[domain.name]
-    for of, tenant, factory in ((domain, "default", None), (chosen, "t9", "f9")):
-        if any(one.required and one.encode_name == "tenant_id" for one in msgspec.structs.fields(domain.payload)):
-            assert decode([text], of).rejections[0].reason == "field_missing"
-            continue
-        rows = rows_of(decode([text], of))
-        owners = {(row[1].tenant_id, row[1].factory_id) for kind in ("samples", "states") for row in rows.get(kind, [])}
-        owners |= {(row[2], row[3]) for row in rows.get("events", [])}
-        assert owners == {(tenant, factory)}
-
-
-@each_domain
 def test_further_fields_change_nothing(domain: Domain) -> None:
-    payload = example(domain)
+    payload = shown(domain)
     more = payload | {"zz_unknown": {"deep": [1, {"er": None}]}, "zz_text": "\u0000 \U0001f3ed"}
     bare, rich = (json.dumps(one).encode() for one in (payload, more))
     assert times_of(domain, bare) == times_of(domain, rich)
@@ -229,7 +163,7 @@ def in_zone(domain: Domain, zone: str) -> Domain:
 
 def with_time(domain: Domain, text: str) -> bytes | None:
     """The documented payload at another time: its first field, of those the envelope reads, that is a time."""
-    payload = example(domain)
+    payload = shown(domain)
     for name in [one.encode_name for one in msgspec.structs.fields(domain.envelope)]:
         try:
             datetime.fromisoformat(payload.get(name))
@@ -252,7 +186,7 @@ any_json = st.recursive(
 @settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_a_payload_with_any_field_broken_is_refused_or_read_but_never_raises(domain: Domain, data: Any) -> None:
-    payload = example(domain)
+    payload = shown(domain)
     name = data.draw(st.sampled_from(sorted(payload)))
     change = data.draw(st.sampled_from(["drop", "retype", "cut", "garble"]))
     if change == "drop":
@@ -265,7 +199,7 @@ def test_a_payload_with_any_field_broken_is_refused_or_read_but_never_raises(dom
     elif change == "garble":
         at = data.draw(st.integers(0, len(text) - 1))
         text = text[:at] + data.draw(st.binary(max_size=3)) + text[at + 1 :]
-    good = json.dumps(example(domain)).encode()
+    good = json.dumps(shown(domain)).encode()
     decoded = decode_slice(slice_of(domain, good, text, good), domain, 2**20)
     rows = decode([good, text, good], domain)
     for rejections in (decoded.rejections, rows.rejections):
@@ -284,7 +218,7 @@ def test_every_required_field_that_is_missing_is_named(domain: Domain, name: str
     for one in msgspec.structs.fields(struct):
         if not one.required:
             continue
-        payload = example(domain)
+        payload = shown(domain)
         del payload[one.encode_name]
         text = json.dumps(payload).encode()
         rejections = (
@@ -298,8 +232,8 @@ def test_every_required_field_that_is_missing_is_named(domain: Domain, name: str
 
 @each_domain
 def test_a_key_that_is_read_may_not_stand_twice(domain: Domain) -> None:
-    text = json.dumps(example(domain))
-    for name, value in example(domain).items():
+    text = json.dumps(shown(domain))
+    for name, value in shown(domain).items():
         twice = f"{text[:-1]}, {json.dumps(name)}: {json.dumps(value)}}}".encode()
         rejected = decode([text.encode(), twice], domain).rejections
         read = {

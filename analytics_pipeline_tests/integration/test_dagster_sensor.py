@@ -191,9 +191,9 @@ def test_a_topic_that_is_not_there_is_named(
 def test_topics_that_nobody_made_are_one_calm_line_beside_one_that_is_drained(
     settings: Settings, registry: Registry, instance: DagsterInstance, producer: Producer, topic: str
 ) -> None:
-    missing = {f"test.not.there.{number}": f"d{number}" for number in range(9)}
-    copies = (replace(next(iter(registry)), name=name) for name in missing.values())
-    all_ten = Registry((*registry, *copies), ()).with_topics({topic: "sensor"} | missing)
+    [sensor] = registry
+    copies = [replace(sensor, name=f"d{n}", topics=(f"test.not.there.{n}",)) for n in range(9)]
+    all_ten = Registry((sensor, *copies), (topic, *(copy.topics[0] for copy in copies)))
     send(producer, topic, [reading(NOW)])
     with closing(Pipeline(settings, all_ten)) as pipeline:
         drained = pipeline.drain(NOW)

@@ -14,13 +14,14 @@ import pytest
 
 from analytics_pipeline.assets.measurements.transform import decode
 from analytics_pipeline.assets.raw_events.transform import decode_slice
-from analytics_pipeline.domains import discover
+from analytics_pipeline.domains import discover, registry_for
 from analytics_pipeline.domains.base import Domain, Event, PayloadError, sample_key_of
 from analytics_pipeline.domains.brick import Production, counters
 from analytics_pipeline.domains.event_domains import event_domain
 from analytics_pipeline.domains.iot import Envelope, event_time
 from analytics_pipeline.domains.lab import qualified
-from analytics_pipeline_tests.contract.test_domains import rows_of, slice_of
+from analytics_pipeline.settings import load_settings
+from analytics_pipeline_tests.decoded_rows import assert_passes_gates, rows_of, shown, slice_of
 from analytics_pipeline_tests.domains.payloads import UNREADABLE, factory_of
 
 DOMAINS = {domain.name: domain for domain in discover()}
@@ -76,6 +77,28 @@ def test_bad_payloads_of_a_factory_are_dead_letters_of_the_reason_that_it_names(
         assert rejected[0].reason == expected
     for payload in UNREADABLE:
         assert decode_slice(slice_of(domain, payload), domain, 2**20).rejections.keys() == {0}
+
+
+@each_domain
+def test_every_row_of_the_documented_payload_has_a_tenant_also_where_none_is_named(domain: Domain) -> None:
+    payload = {name: it for name, it in shown(domain).items() if name not in ("tenant_id", "factory_id", "tenantId")}
+    text = json.dumps(payload).encode()
+    chosen = registry_for(
+        load_settings(_env_file=None, domain_defaults={domain.name: {"tenant_id": "t9", "factory_id": "f9"}})
+    ).by_name[domain.name]
+    for of, tenant, factory in ((domain, "default", None), (chosen, "t9", "f9")):
+        if any(one.required and one.encode_name == "tenant_id" for one in msgspec.structs.fields(domain.payload)):
+            assert decode([text], of).rejections[0].reason == "field_missing"
+            continue
+        rows = rows_of(decode([text], of))
+        owners = {(row[1].tenant_id, row[1].factory_id) for kind in ("samples", "states") for row in rows.get(kind, [])}
+        owners |= {(row[2], row[3]) for row in rows.get("events", [])}
+        assert owners == {(tenant, factory)}
+
+
+@each_domain
+def test_every_table_takes_what_the_documented_payload_becomes(domain: Domain) -> None:
+    assert_passes_gates(domain, json.dumps(shown(domain)).encode(), load_settings(_env_file=None))
 
 
 def test_a_domains_own_reason_is_a_stable_word() -> None:
