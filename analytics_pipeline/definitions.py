@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import structlog
 from dagster import (
     BetaWarning,
     Definitions,
@@ -18,7 +19,7 @@ from analytics_pipeline.orchestration.logs import configure_logs
 from analytics_pipeline.orchestration.resources import Pipeline
 from analytics_pipeline.orchestration.schedules import build_jobs, build_schedules
 from analytics_pipeline.orchestration.sensors import build_drain_sensor
-from analytics_pipeline.settings import Settings, load_settings
+from analytics_pipeline.settings import Settings, load_settings, unused_variables
 
 
 def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> Definitions:
@@ -44,4 +45,6 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> Definitio
 
 _settings = load_settings()
 configure_logs(_settings.log_level, _settings.env)
+for _line in unused_variables():
+    structlog.get_logger(__name__).info(_line)
 defs = build_defs()

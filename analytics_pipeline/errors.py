@@ -19,6 +19,10 @@ class DomainCollisionError(PipelineError):
     """Two domains claim one name or one topic."""
 
 
+class DomainPackageError(PipelineError):
+    """Another installed package says that it brings a domain, and does not."""
+
+
 class StaleCodeError(PipelineError):
     """A warm worker runs older code than the code location; it must be restarted."""
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cached_property, reduce
 from math import gcd
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from dotenv import load_dotenv
+from dotenv import dotenv_values, load_dotenv
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import URL
@@ -26,8 +28,28 @@ from analytics_pipeline.records import HOUR_S
 ENV_FILE = ".env"
 
 
+#: What a domain may be called.
+DOMAIN_NAME = r"[a-z][a-z0-9_]*"
+#: Names of tenants and factories: as long as the gate lets pass.
+MAX_NAME_BYTES = 256
+
+
 def _names(*names: str) -> AliasChoices:
     return AliasChoices(*names)
+
+
+def _is_defaults(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and value.keys() <= {"tenant_id", "factory_id"}
+        and all(isinstance(n, str) and "\0" not in n and 1 <= len(n.encode()) <= MAX_NAME_BYTES for n in value.values())
+    )
+
+
+def _json(value: Any) -> Any:
+    """An object given as JSON; empty text is an empty one."""
+    return json.loads(value.strip() or "{}") if isinstance(value, str) else value
 
 
 def _split(value: Any) -> Any:
@@ -70,6 +92,10 @@ class Settings(BaseSettings):
         [], validation_alias=_names("KAFKA_TOPICS", "KAFKA_INPUT_TOPIC", "KAFKA_TOPIC")
     )
     domains_enabled: Annotated[list[str], NoDecode] = Field([], validation_alias="DOMAINS_ENABLED")
+    #: Tenant and factory of payloads that name none, by domain: {"iot": {"tenant_id": "t1", "factory_id": "f1"}}.
+    domain_defaults: Annotated[dict[str, dict[str, str]], NoDecode] = Field({}, validation_alias="DOMAIN_DEFAULTS")
+    #: Further domains of plain events (domains/event_domains.py): topics by name.
+    event_domains: Annotated[dict[str, list[str]], NoDecode] = Field({}, validation_alias="EVENT_DOMAINS")
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", validation_alias="KAFKA_SECURITY_PROTOCOL"
     )
@@ -123,6 +149,25 @@ class Settings(BaseSettings):
     @classmethod
     def _as_list(cls, value: Any) -> Any:
         return _split(value)
+
+    @field_validator("domain_defaults", mode="before")
+    @classmethod
+    def _defaults_name_tenants_and_factories(cls, value: Any) -> Any:
+        named = _json(value)
+        if not isinstance(named, dict) or not all(_is_defaults(its) for its in named.values()):
+            raise ValueError(
+                'takes tenant and factory by domain, for example {"iot": {"tenant_id": "t1", "factory_id": "f1"}}; '
+                f"names have 1 to {MAX_NAME_BYTES} bytes"
+            )
+        return named
+
+    @field_validator("event_domains", mode="before")
+    @classmethod
+    def _event_domains_have_topics(cls, value: Any) -> Any:
+        named = _json(value)
+        if not isinstance(named, dict) or not all(re.fullmatch(DOMAIN_NAME, name) for name in named):
+            raise ValueError('takes topics by name of the domain, for example {"safety": ["safety.events"]}')
+        return {name: [topics] if isinstance(topics, str) else topics for name, topics in named.items()}
 
     @field_validator("domain_time_zones", mode="before")
     @classmethod
@@ -230,6 +275,36 @@ def variable_names(field: str) -> tuple[str, ...]:
 def known_variables() -> frozenset[str]:
     """Every environment variable that this project reads."""
     return frozenset(name for field in Settings.model_fields for name in variable_names(field))
+
+
+_NO_API = "there is no HTTP API yet: Dagster's page and 'analytics-pipeline status' show how the pipeline stands"
+_ONE_DATABASE = "recent events are in the view recent_events of this database"
+_NO_ARCHIVE = "there is no archive yet: raw events stay in the database for RETENTION_DAYS"
+_NO_CLICKHOUSE = "events are in the view ai_analytics_events of this database: set DB_HOST and DB_PORT"
+#: Settings of the services that this pipeline replaces which have no effect here, and why.
+UNUSED: Mapping[str, str] = {
+    "ENABLE_WORKER": "Dagster's sensor drain_kafka is the worker: turn it on and off under Automation",
+    "ENABLE_SCHEDULER": "Dagster's daemon is the scheduler: turn schedules on and off under Automation",
+    "API_HOST": _NO_API,
+    "ANALYTICS_WORKER_PORT": _NO_API,
+    "HEALTH_PORT": _NO_API,
+    "DYNAMO_ENDPOINT": _ONE_DATABASE,
+    "RECENT_EVENTS_TABLE_NAME": _ONE_DATABASE,
+    "AWS_ACCESS_KEY_ID": _NO_ARCHIVE,
+    "AWS_SECRET_ACCESS_KEY": _NO_ARCHIVE,
+    "MINIO_ENDPOINT": _NO_ARCHIVE,
+    "MINIO_ACCESS_KEY": _NO_ARCHIVE,
+    "MINIO_SECRET_KEY": _NO_ARCHIVE,
+    "ARCHIVE_BUCKET_NAME": _NO_ARCHIVE,
+    "CLICKHOUSE_HOST": _NO_CLICKHOUSE,
+    "CLICKHOUSE_PORT": _NO_CLICKHOUSE,
+}
+
+
+def unused_variables() -> list[str]:
+    """A line per variable that is set, in the environment or in ``.env``, and has no effect; never its value."""
+    given = {**dotenv_values(ENV_FILE), **os.environ}
+    return [f"{name} has no effect: {why}" for name, why in UNUSED.items() if given.get(name)]
 
 
 def adopt_working_directory() -> None:

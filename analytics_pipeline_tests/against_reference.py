@@ -151,7 +151,8 @@ def event_messages_of(sent: Iterable[Sent]) -> list[EventMessage]:
 
 def _event_message(one: Sent) -> EventMessage:
     fields = json.loads(one.value or b"")
-    kind, tenant = fields.get("kind", "thing"), fields.get("tenant", "t1")
+    # Whoever names no tenant has the domain's, which is this one unless the settings say otherwise.
+    kind, tenant = fields.get("kind", "thing"), fields.get("tenant", "t1") or "default"
     properties = json.dumps(fields.get("properties", {}), sort_keys=True)
     return EventMessage(
         position=(one.topic, one.epoch, one.partition, one.offset, 0),

@@ -1,6 +1,5 @@
-"""Every domain, and payloads of it: made of the one that its docstring shows, so that a new domain needs nothing more.
-
-Where that does not do, as for names of which there are but a few, a function in `OWN` makes them.
+"""Every domain, and payloads of it: of a domain of the product from its factory in ``domains/payloads.py``, of one of
+the tests made of the payload that its docstring shows, or by a function in `OWN`.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from typing import Any, cast
 
 import msgspec
 
-from analytics_pipeline import domains as of_the_product
-from analytics_pipeline.domains import Domain
+from analytics_pipeline.domains import Domain, discover
 from analytics_pipeline_tests import domains as of_the_tests
+from analytics_pipeline_tests.domains.payloads import FACTORIES, UNREADABLE
 
 #: Of a text that is no time: how often a payload keeps what the docstring shows.
 _KEPT = 0.7
@@ -29,13 +28,12 @@ _KEPT = 0.7
 
 @lru_cache(maxsize=1)
 def _found() -> dict[str, tuple[Domain, ModuleType]]:
-    found: dict[str, tuple[Domain, ModuleType]] = {}
-    for package in (of_the_product, of_the_tests):
-        for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-            module = importlib.import_module(info.name)
-            for domain in vars(module).values():
-                if isinstance(domain, Domain):
-                    found.setdefault(domain.name, (domain, module))
+    found = {domain.name: (domain, sys.modules[domain.payload.__module__]) for domain in discover()}
+    for info in pkgutil.iter_modules(of_the_tests.__path__, f"{of_the_tests.__name__}."):
+        module = importlib.import_module(info.name)
+        for domain in vars(module).values():
+            if isinstance(domain, Domain):
+                found.setdefault(domain.name, (domain, module))
     return found
 
 
@@ -55,6 +53,8 @@ def example(domain: Domain) -> dict[str, Any]:
 
 def payload(domain: Domain, time: datetime, rng: random.Random) -> bytes:
     """A good payload at a time: texts and numbers are those of the docstring, or others like them."""
+    if domain.name in FACTORIES:
+        return FACTORIES[domain.name].good(rng, time)
     own = OWN.get(domain.name)
     return json.dumps(own(time, rng) if own else _varied(example(domain), time.isoformat(), rng)).encode()
 
@@ -74,7 +74,9 @@ def at(domain: Domain, time: str) -> bytes:
 
 
 def broken(domain: Domain, time: datetime) -> list[bytes]:
-    """Payloads that cannot be read: no JSON, no time, and a field of another type."""
+    """Payloads that cannot be read: no JSON, no time, and a field of another type, or what the factory names."""
+    if domain.name in FACTORIES:
+        return [*UNREADABLE, *FACTORIES[domain.name].broken(random.Random(domain.name), time).values()]
     whole = _with_time(example(domain), time.isoformat())
     found = [b"{no json", b'{"what": "no event time"}']
     envelope = {one.encode_name for one in msgspec.structs.fields(domain.envelope)}

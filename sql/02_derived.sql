@@ -103,7 +103,7 @@ INSERT INTO input_version (name, version) VALUES ('master_data', 0), ('retention
 CREATE TABLE IF NOT EXISTS measurement_series (
     series_id  bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     domain_id  integer NOT NULL,
-    tenant_id  text,
+    tenant_id  text NOT NULL,
     factory_id text,
     machine_id text,
     station_id text,
@@ -136,7 +136,7 @@ CREATE TABLE IF NOT EXISTS normalized_events (
     event_time  timestamptz NOT NULL,
     identity    text COLLATE "C" NOT NULL,       -- hash of tenant and id, or of the content
     event_id    text,
-    tenant_id   text,
+    tenant_id   text NOT NULL,
     factory_id  text,
     machine_id  text,
     entity_type text NOT NULL,

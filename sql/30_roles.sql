@@ -41,7 +41,8 @@ BEGIN
         FOREACH view_name IN ARRAY ARRAY[
             'analytics_agg', 'analytics_anomaly', 'analytics_kpi', 'analytics_event', 'analytics_event_rollup',
             'analytics_state_duration', 'worker_checkpoints', 'topic_watermark', 'domain_watermark', 'pipeline_dead_letters',
-            'partition_status', 'ingest_hourly'
+            'partition_status', 'ingest_hourly',
+            'iot_measurements', 'lab_results', 'ai_analytics_events', 'recent_events'
         ] LOOP
             EXECUTE format('GRANT SELECT ON %I.%I TO analytics_reader', schema_name, view_name);
         END LOOP;

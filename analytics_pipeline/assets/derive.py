@@ -20,6 +20,7 @@ from sqlalchemy import Engine
 
 from analytics_pipeline.assets.anomalies.calculation import AnomalyCalculation
 from analytics_pipeline.assets.calculation import Calculation, Key
+from analytics_pipeline.assets.catalog import ASSETS
 from analytics_pipeline.assets.kpis.calculation import KpiCalculation
 from analytics_pipeline.assets.measurements.calculation import MeasurementCalculation
 from analytics_pipeline.assets.slice_protocol import InputsChangedError, Run, SliceProtocol
@@ -182,7 +183,9 @@ class Deriver:
         with connection(self._engine) as conn:
             window_sizes.require(conn, self._settings.window_sizes_s)
             if run.mode == "full":
-                keys = [(number, hour) for hour in hours for number in run.domains]
+                # Domains that are enabled and never used cost nothing.
+                used = partition_state.used_domains(conn, [spec.name for spec in ASSETS], list(run.domains))
+                keys = [(number, hour) for hour in hours for number in used or run.domains]
             else:
                 keys = self._actionable(conn, run, hours)
             rows = self._estimates(conn, run, hours)

@@ -1,19 +1,51 @@
 """What a domain is: its topics, how its payloads are read, how they are validated. Pure; no IO, no clock.
 
-Adding a domain is adding one file beside this one that holds ``DOMAIN = Domain(...)``.
+Adding a domain is adding one file beside this one that holds ``DOMAIN = Domain(...)``, or installing a package that
+names one under the entry point `ENTRY_POINTS`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import msgspec
 
 from analytics_pipeline.detectors.base import Detector
 from analytics_pipeline.records import AssetName
+
+#: The group of entry points by which another installed package brings domains.
+ENTRY_POINTS = "analytics_pipeline.domains"
+
+_STABLE_WORD = re.compile(r"[a-z][a-z0-9_]*")
+#: Sample keys that stand for names are positive int8: 63 bits, and 0 means that there is none.
+_SAMPLE_KEYS = 2**63 - 1
+
+
+class PayloadError(Exception):
+    """A domain's own reason to reject one payload: it becomes a dead letter, its neighbours do not.
+
+    Attributes:
+        reason: a stable word, by which people count dead letters: ``no_health``.
+        text: a sentence for people, with what was there and what is taken.
+    """
+
+    def __init__(self, reason: str, text: str) -> None:
+        if not _STABLE_WORD.fullmatch(reason):
+            raise ValueError(f"reason {reason!r}: takes a word such as 'no_health'")
+        super().__init__(text)
+        self.reason = reason
+        self.text = text
+
+
+class Timed(msgspec.Struct):
+    """The envelope of payloads whose event time is the field ``time``, as ISO 8601 text."""
+
+    time: datetime
 
 
 class SeriesKey(NamedTuple):
@@ -85,6 +117,25 @@ class StateChange(NamedTuple):
     state: str
 
 
+class Defaults(NamedTuple):
+    """Whose data it is where a payload does not say: a stored row without a tenant does not exist."""
+
+    tenant_id: str = "default"
+    factory_id: str | None = None
+
+
+DEFAULTS = Defaults()
+
+
+def sample_key_of(sample_id: str, replicate: str | None = None) -> int:
+    """The key of a named sample: the same everywhere and always, from 1 to 2**63 − 1.
+
+    Two of a million samples of one series and time have the same with a probability of 1e-7.
+    """
+    digest = blake2b(msgspec.json.encode([sample_id, replicate]), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % _SAMPLE_KEYS + 1
+
+
 def canonical_json(value: Any) -> str:
     """JSON text that is the same for the same content: keys sorted, no spaces."""
     return msgspec.json.encode(value, order="sorted").decode()
@@ -125,6 +176,11 @@ class Domain:
         samples: the measurements of a payload, in a stable order; None: it has none.
         events: the events of a payload, in a stable order; None: it has none.
         states: the changes of state that a payload tells, in a stable order; None: it has none.
+        sample_names: what the sample keys of a payload stand for, as (sample key, sample id, replicate), where they
+            are hashes (`sample_key_of`). They are kept once, in ``sample_names``.
+        series_attributes: what is known of a series beside its identity, as (series, JSON object): what the last
+            message said is kept in ``series_attributes``, without history.
+        defaults: tenant and factory of payloads that name none.
         event_identity: which fields of an `Event` identify one without an id, beside its time.
         detectors: evaluate the base windows.
         expectations: what its gates expect beyond what every domain's expect (``quality/suites.py``).
@@ -154,6 +210,9 @@ class Domain:
     events: Callable[[Any], Sequence[EventTuple]] | None = None
     event_identity: tuple[str, ...] = EVENT_CONTENT
     states: Callable[[Any], Sequence[tuple[SeriesTuple, str]]] | None = None
+    sample_names: Callable[[Any], Sequence[tuple[int, str, str | None]]] | None = None
+    series_attributes: Callable[[Any], Sequence[tuple[SeriesTuple, str]]] | None = None
+    defaults: Defaults = DEFAULTS
 
     def __post_init__(self) -> None:
         if not (self.samples or self.events or self.states):

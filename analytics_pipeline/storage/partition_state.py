@@ -122,6 +122,17 @@ def hours_with_rows(connection: Connection, asset: str, wanted: Sequence[Key]) -
         return set(cursor.fetchall())
 
 
+def used_domains(connection: Connection, assets: Sequence[str], domain_ids: Sequence[int]) -> set[int]:
+    """Of some domains, those of which an asset ever held anything. A look into the key for each: no scan."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT DISTINCT d.domain_id FROM unnest(%s::text[]) a (asset) CROSS JOIN unnest(%s::int[]) d (domain_id) "
+            "WHERE EXISTS (SELECT FROM partition_state s WHERE s.asset = a.asset AND s.domain_id = d.domain_id)",
+            (list(assets), list(domain_ids)),
+        )
+        return {row[0] for row in cursor.fetchall()}
+
+
 def updated_at(connection: Connection, asset: str, wanted: Sequence[Key]) -> dict[Key, datetime]:
     """When some domain partitions were written last, as this transaction sees them."""
     if not wanted:

@@ -19,6 +19,7 @@ from analytics_pipeline.errors import OffsetConflictError, PipelineError
 from analytics_pipeline.settings import Settings, variable_names
 from analytics_pipeline.storage import operator_actions
 from analytics_pipeline.storage.engine import connection
+from analytics_pipeline_tests.conftest import KafkaServer
 from analytics_pipeline_tests.integration.test_migrate import fetch
 from analytics_pipeline_tests.pipeline import Pipeline, reading, send
 
@@ -382,6 +383,26 @@ def test_doctor_without_a_database_goes_on_with_the_rest(bare_settings: Settings
 def test_doctor_names_a_topic_that_is_not_there(settings: Settings, use: Any) -> None:
     use(settings.model_copy(update={"kafka_topics": ["no.such.topic"]}))
     assert "no.such.topic" in findings(1)["topics"]["found"]
+
+
+def test_doctor_takes_it_calmly_where_only_some_topics_of_all_domains_are_there(
+    settings: Settings, kafka_broker: KafkaServer, use: Any
+) -> None:
+    kafka_broker.create_topic("sensors.device.readings", 1)
+    use(settings.model_copy(update={"kafka_topics": []}))
+    found = findings(1)["topics"]
+    assert found["level"] == "note"
+    assert "sensors.device.readings (" in found["found"]
+    assert "missing topics: " in found["found"]
+    assert "lab.results" in found["found"]
+    assert "DOMAINS_ENABLED" in found["remedy"]
+
+
+def test_doctor_names_settings_of_the_seeds_that_have_no_effect(settings: Settings, use: Any, monkeypatch: Any) -> None:
+    use(settings)
+    monkeypatch.setenv("CLICKHOUSE_HOST", "clickhouse")
+    found = findings(1)["settings without effect"]
+    assert (found["level"], found["found"].partition(" ")[0]) == ("note", "CLICKHOUSE_HOST")
 
 
 def test_doctor_names_a_wrong_setting(monkeypatch: pytest.MonkeyPatch) -> None:

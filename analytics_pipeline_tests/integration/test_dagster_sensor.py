@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -185,6 +186,22 @@ def test_a_topic_that_is_not_there_is_named(
     with closing(Pipeline(settings, registry.with_topics({"test.not.there": "sensor"}))) as pipeline:
         result = tick(pipeline, instance, None, NOW)
         assert words(result) == "idle: Kafka has no topic test.not.there"
+
+
+def test_topics_that_nobody_made_are_one_calm_line_beside_one_that_is_drained(
+    settings: Settings, registry: Registry, instance: DagsterInstance, producer: Producer, topic: str
+) -> None:
+    [sensor] = registry
+    copies = [replace(sensor, name=f"d{n}", topics=(f"test.not.there.{n}",)) for n in range(9)]
+    all_ten = Registry((sensor, *copies), (topic, *(copy.topics[0] for copy in copies)))
+    send(producer, topic, [reading(NOW)])
+    with closing(Pipeline(settings, all_ten)) as pipeline:
+        drained = pipeline.drain(NOW)
+        assert (drained.raw_rows, drained.troubles) == (1, ())
+        idle = pipeline.drain(NOW)
+    assert idle.troubles == ()
+    named = "test.not.there.0, test.not.there.1, test.not.there.2"
+    assert idle.skip_reason == f"no new messages; Kafka has no topic {named} and 6 more"
 
 
 def test_without_a_broker_the_tick_says_so_and_pending_work_goes_on(

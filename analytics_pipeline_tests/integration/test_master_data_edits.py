@@ -17,8 +17,8 @@ def db(database_settings: Settings) -> Settings:
     fetch(
         database_settings,
         "INSERT INTO domain_number (domain_id, domain) VALUES (1, 'sensor'); "
-        "INSERT INTO measurement_series (domain_id, machine_id, metric) VALUES (1, 'mc-01', 'temp'), "
-        "(1, 'mc-02', 'temp'), (1, 'm', 'temp'); "
+        "INSERT INTO measurement_series (domain_id, tenant_id, machine_id, metric) VALUES (1, 't1', 'mc-01', 'temp'), "
+        "(1, 't1', 'mc-02', 'temp'), (1, 't1', 'm', 'temp'); "
         "INSERT INTO partition_state (asset, hour, domain_id, rows, rows_failed, status) "
         "SELECT asset, '2026-01-01Z'::timestamptz + h * interval '1 hour', 1, 1, 0, 'open' "
         "FROM generate_series(6, 12) h, unnest(ARRAY['window_aggregates', 'kpis']) asset",

@@ -8,14 +8,21 @@ from pathlib import Path
 import pytest
 
 from analytics_pipeline.errors import SettingsError
-from analytics_pipeline.settings import Settings, known_variables, load_settings, variable_names
+from analytics_pipeline.settings import (
+    UNUSED,
+    Settings,
+    known_variables,
+    load_settings,
+    unused_variables,
+    variable_names,
+)
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in known_variables():
+    for name in known_variables() | UNUSED.keys():
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
 
@@ -39,6 +46,12 @@ def from_environment(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Setti
         ("DOMAINS_ENABLED", "sensor,lab", "domains_enabled", ["sensor", "lab"]),
         ("WINDOWS", "[3600,60,300]", "windows", [60, 300, 3600]),
         ("KAFKA_GROUP_ID", "g", "consumer_group", "g"),
+        ("KAFKA_TOPIC", "octane.events", "kafka_topics", ["octane.events"]),
+        ("FLUSH_INTERVAL", "5", "drain_max_seconds", 5.0),
+        ("DOMAIN_DEFAULTS", '{"iot": {"tenant_id": "t1"}}', "domain_defaults", {"iot": {"tenant_id": "t1"}}),
+        ("DOMAIN_DEFAULTS", "", "domain_defaults", {}),
+        ("EVENT_DOMAINS", " ", "event_domains", {}),
+        ("EVENT_DOMAINS", '{"safety": "safety.events"}', "event_domains", {"safety": ["safety.events"]}),
     ],
 )
 def test_the_variables_of_the_services_it_replaces_work(
@@ -67,6 +80,13 @@ def test_of_two_names_for_one_setting_the_first_listed_wins(monkeypatch: pytest.
         ("DOMAIN_TIME_ZONES", '{"sensor": "Mars/Base"}', r"^DOMAIN_TIME_ZONES: .*Asia/Bangkok"),
         ("DOMAIN_TIME_ZONES", "Asia/Bangkok", r"^DOMAIN_TIME_ZONES: got 'Asia/Bangkok'"),
         ("KAFKA_TOPICS", "a,a", r"^KAFKA_TOPICS: .*twice"),
+        ("DOMAIN_DEFAULTS", '{"iot": "t1"}', r"^DOMAIN_DEFAULTS: got .*takes tenant and factory"),
+        ("DOMAIN_DEFAULTS", '{"iot": {"tenant": "t1"}}', r"^DOMAIN_DEFAULTS: .*tenant_id"),
+        ("DOMAIN_DEFAULTS", '{"iot": {"tenant_id": ""}}', r"^DOMAIN_DEFAULTS: .*1 to 256 bytes"),
+        ("DOMAIN_DEFAULTS", "{", r"^DOMAIN_DEFAULTS: got '\\{'"),
+        ("DOMAIN_DEFAULTS", "[]", r"^DOMAIN_DEFAULTS: got '\[\]'"),
+        ("EVENT_DOMAINS", '{"Safety!": ["a"]}', r"^EVENT_DOMAINS: .*safety\.events"),
+        ("EVENT_DOMAINS", "[]", r"^EVENT_DOMAINS: got '\[\]'"),
     ],
 )
 def test_a_wrong_value_is_one_line_with_variable_value_and_what_it_takes(
@@ -122,3 +142,33 @@ def test_the_example_file_names_every_setting_and_only_variables_that_are_read()
     assert named <= known_variables()
     assert not [field for field in Settings.model_fields if not named & set(variable_names(field))]
     assert load_settings(_env_file=ROOT / ".env.example").windows == [60, 300, 3600]
+
+
+#: Every variable that one of the five seeds names.
+SEEDS = """
+DB_HOST DB_PORT DB_NAME DB_USER DB_PASSWORD DB_SCHEMA KAFKA_BROKERS KAFKA_CLIENT_ID CONSUMER_GROUP KAFKA_TOPICS
+DOMAINS_ENABLED WINDOWS ENABLE_WORKER ENABLE_SCHEDULER API_HOST ANALYTICS_WORKER_PORT ENV
+DYNAMO_ENDPOINT AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY RECENT_EVENTS_TABLE_NAME MINIO_ENDPOINT MINIO_ACCESS_KEY
+MINIO_SECRET_KEY ARCHIVE_BUCKET_NAME HEALTH_PORT
+KAFKA_BOOTSTRAP_SERVERS KAFKA_INPUT_TOPIC TIMESCALE_HOST TIMESCALE_DB TIMESCALE_USER TIMESCALE_PASSWORD TIMESCALE_PORT
+BATCH_SIZE BATCH_TIMEOUT KAFKA_TOPIC KAFKA_GROUP_ID CLICKHOUSE_HOST CLICKHOUSE_PORT FLUSH_INTERVAL LOG_LEVEL
+"""
+
+
+def test_every_setting_that_a_seed_names_is_read_or_said_to_have_no_effect() -> None:
+    named = set(SEEDS.split())
+    assert named <= known_variables() | UNUSED.keys()
+    assert not known_variables() & UNUSED.keys()
+    assert UNUSED.keys() <= named
+
+
+def test_a_setting_without_effect_is_one_line_without_its_value(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert unused_variables() == []
+    monkeypatch.setenv("MINIO_SECRET_KEY", "hunter2-xyzzy")
+    (tmp_path / ".env").write_text("CLICKHOUSE_HOST=clickhouse\nENABLE_WORKER=\n")
+    lines = unused_variables()
+    assert [line.partition(" ")[0] for line in lines] == ["MINIO_SECRET_KEY", "CLICKHOUSE_HOST"]
+    assert all("has no effect: " in line and "\n" not in line for line in lines)
+    assert "hunter2" not in "".join(lines)

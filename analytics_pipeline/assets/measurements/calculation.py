@@ -25,9 +25,10 @@ from analytics_pipeline.assets.measurements import table
 from analytics_pipeline.assets.measurements.events_table import EventTable
 from analytics_pipeline.assets.measurements.failing_series import Evaluated, excused
 from analytics_pipeline.assets.measurements.normalized import Chunk, NormalizedTable
+from analytics_pipeline.assets.measurements.said_tables import Said
 from analytics_pipeline.assets.measurements.samples import Samples
 from analytics_pipeline.assets.measurements.samples_table import SampleTable
-from analytics_pipeline.assets.measurements.spec import SPEC
+from analytics_pipeline.assets.measurements.spec import SPEC, TABLE
 from analytics_pipeline.assets.measurements.states_table import StateTable
 from analytics_pipeline.assets.measurements.transform import Decoded, decode
 from analytics_pipeline.assets.raw_events.transform import Rejection
@@ -74,6 +75,7 @@ class _Slice:
     tallies: list[_Tally]
     evaluated: list[Evaluated] = field(default_factory=list)
     columns: dict[str, list[Any]] = field(default_factory=dict)
+    said: Said = field(default_factory=Said)
 
     @classmethod
     def of(cls, works: Sequence[Work]) -> _Slice:
@@ -108,6 +110,8 @@ def _add_chunk(context: Context, gathered: _Slice, raw: StoredRows) -> None:
     log_domains = table.log_domains(context.connection, gathered.works)
     payloads = list(_decoded(gathered.works, gathered.parts, raw, log_domains))
     rejected = [_unreadable(gathered, one) for one in payloads]
+    for one in payloads:
+        gathered.said.add(one.domain_id, one.raw, one.decoded)
     for normalized in TABLES:
         chunks, found = [], []
         for one, rejections in zip(payloads, rejected, strict=True):
@@ -247,6 +251,7 @@ def _write(
     held = np.array([0 if work.whole else work.state.rows for work in works], np.int64)
     written = np.zeros(len(works), np.int64)
     stale = [_windows(work, Scope()) for work in chosen if work.whole]
+    measured = TABLE.empty()
     for normalized in TABLES:
         rows = _rows(gathered, normalized, accepted)
         if rows.height or any(work.whole for work in chosen):
@@ -254,6 +259,9 @@ def _write(
             held += done.rows
             written += gathered.parts.counts(table.part_of(gathered.parts, normalized.spec, rows))
             stale += [*done.stale, *_stale(context, gathered, normalized, done.touched)]
+        if normalized.spec is TABLE:
+            measured = rows
+    gathered.said.write(context, measured)  # last: it may wait for another's commit
     may_fail = [w for at, w in enumerate(works) if w in chosen and (w.state.rows_failed or tallies[at].dead_letters)]
     failed = table.count_dead_letters(context.connection, may_fail)
     results = {

@@ -7,21 +7,29 @@ again, the later one by (Kafka time, position) wins, whatever the order in which
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from analytics_pipeline.assets.measurements.events import EventReader, Events
+from analytics_pipeline.assets.measurements.said import AttributeReader, Attributes, SampleName, SampleNameReader
 from analytics_pipeline.assets.measurements.samples import SampleReader, Samples
 from analytics_pipeline.assets.measurements.states import StateReader, States
 from analytics_pipeline.assets.measurements.taken import Reader
-from analytics_pipeline.assets.raw_events.payload_bytes import Keys, duplicate_keys
-from analytics_pipeline.assets.raw_events.transform import ERROR_CHARACTERS, PAYLOAD_ERRORS, Rejection, explain
-from analytics_pipeline.domains.base import Domain
+from analytics_pipeline.assets.raw_events.payload_bytes import duplicate_keys
+from analytics_pipeline.assets.raw_events.transform import (
+    ERROR_CHARACTERS,
+    PAYLOAD_ERRORS,
+    Rejection,
+    duplicate_key,
+    explain,
+    keys_of,
+)
+from analytics_pipeline.domains.base import Defaults, Domain, SeriesKey
 
 #: Payloads decoded in one go: few enough to stay in the processor's cache, and to be gone through again one by
 #: one when one of them cannot be read.
@@ -34,12 +42,28 @@ class Decoded:
 
     Attributes:
         rejections: payloads that could not be read, by row; they hold nothing.
+        names: what sample keys stand for.
+        attributes: what is said of series beside their identity.
     """
 
     samples: Samples | None
     events: Events | None
     states: States | None
     rejections: Mapping[int, Rejection]
+    names: Sequence[SampleName] = ()
+    attributes: Sequence[Attributes] = ()
+
+    def owned(self, defaults: Defaults) -> Decoded:
+        """The same, where each row has a tenant: what a payload leaves open is filled in here, for every kind of row;
+        of series once per series, so that the way of every message does not pay for it."""
+        samples, events, states = self.samples, self.events, self.states
+        return replace(
+            self,
+            samples=samples and replace(samples, keys=_owned(samples.keys, defaults)),
+            events=events and replace(events, frame=_owned_events(events.frame, defaults)),
+            states=states and replace(states, keys=_owned(states.keys, defaults)),
+            attributes=[one._replace(series=_owned([one.series], defaults)[0]) for one in self.attributes],
+        )
 
 
 def decode(payloads: Sequence[bytes], domain: Domain) -> Decoded:
@@ -47,7 +71,10 @@ def decode(payloads: Sequence[bytes], domain: Domain) -> Decoded:
     samples = SampleReader(domain.samples) if domain.samples else None
     events = EventReader(domain.events) if domain.events else None
     states = StateReader(domain.states) if domain.states else None
-    readers: list[Reader] = [reader for reader in (samples, events, states) if reader is not None]
+    names = SampleNameReader(domain.sample_names) if domain.sample_names else None
+    said = AttributeReader(domain.series_attributes) if domain.series_attributes else None
+    every: tuple[Reader | None, ...] = (samples, events, states, names, said)
+    readers: list[Reader] = [reader for reader in every if reader is not None]
     rejections: dict[int, Rejection] = {}
     for first in range(0, len(payloads), CHUNK_PAYLOADS):
         _decode_chunk(payloads[first : first + CHUNK_PAYLOADS], first, domain, readers, rejections)
@@ -60,7 +87,35 @@ def decode(payloads: Sequence[bytes], domain: Domain) -> Decoded:
     its_events = events.result(twice, before) if events else None
     if its_events:
         before = before + np.bincount(its_events.row, minlength=len(before))
-    return Decoded(its_samples, its_events, states.result(twice, before) if states else None, rejections)
+    decoded = Decoded(
+        samples=its_samples,
+        events=its_events,
+        states=states.result(twice, before) if states else None,
+        rejections=rejections,
+        names=names.result(twice) if names else (),
+        attributes=said.result(twice) if said else (),
+    )
+    return decoded.owned(domain.defaults)
+
+
+def _owned(keys: Sequence[SeriesKey], defaults: Defaults) -> list[SeriesKey]:
+    tenant, factory = defaults
+    return [
+        key
+        if key.tenant_id is not None and key.factory_id is not None
+        else key._replace(
+            tenant_id=tenant if key.tenant_id is None else key.tenant_id,
+            factory_id=factory if key.factory_id is None else key.factory_id,
+        )
+        for key in keys
+    ]
+
+
+def _owned_events(frame: pl.DataFrame, defaults: Defaults) -> pl.DataFrame:
+    columns = {"tenant_id": defaults.tenant_id, "factory_id": defaults.factory_id}
+    return frame.with_columns(
+        pl.col(name).fill_null(value) for name, value in columns.items() if value is not None
+    )
 
 
 def decode_samples(payloads: Sequence[bytes], domain: Domain) -> Samples:
@@ -113,16 +168,8 @@ def _with_duplicate_keys(
 ) -> dict[int, Rejection]:
     """Payloads that could be read, but hold a key that is read more than once, be it the time's."""
     rows = [row for row in range(len(payloads)) if row not in rejected] if rejected else range(len(payloads))
-    found = duplicate_keys([payloads[row] for row in rows] if rejected else payloads, _keys(domain))
-    return {
-        rows[at]: Rejection("duplicate_key", f"key {key!r} is there more than once; which one counts is not defined")
-        for at, key in found.items()
-    }
-
-
-@lru_cache(maxsize=256)
-def _keys(domain: Domain) -> Keys:
-    return Keys.of(domain.envelope, domain.payload)
+    found = duplicate_keys([payloads[row] for row in rows] if rejected else payloads, keys_of(domain))
+    return {rows[at]: duplicate_key(key) for at, key in found.items()}
 
 
 def latest(columns: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
@@ -17,13 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from analytics_pipeline.assets.raw_events.payload_bytes import not_utf8
-from analytics_pipeline.domains.base import Domain
+from analytics_pipeline.assets.raw_events.payload_bytes import Keys, duplicate_keys, not_utf8
+from analytics_pipeline.domains.base import Domain, PayloadError
 from analytics_pipeline.messages import MessageSlice
 from analytics_pipeline.records import HOUR_US, from_us
 
 #: What decoding a payload may raise because of the payload. Anything else is the domain's: ``domain_error``.
-PAYLOAD_ERRORS = (msgspec.MsgspecError, RecursionError, UnicodeError)
+PAYLOAD_ERRORS = (msgspec.MsgspecError, RecursionError, UnicodeError, PayloadError)
 ERROR_CHARACTERS = 500
 #: Messages decoded in one go; one that cannot be read has all of them gone through one by one.
 CHUNK_MESSAGES = 5_000
@@ -215,7 +216,20 @@ def _elements(
         raise
     except Exception as error:  # noqa: BLE001  # whatever a domain raises is about this message alone
         return _not_read(value) or _why(value, error, domain)
+    if len(elements) > 1 and (found := duplicate_keys([value], keys_of(domain))):
+        return duplicate_key(found[0])  # its elements hold one of the two, so that nobody would notice later
     return elements or Rejection("no_elements", "message splits into nothing")
+
+
+@lru_cache(maxsize=256)
+def keys_of(domain: Domain) -> Keys:
+    """The keys that a domain reads of a payload."""
+    return Keys.of(domain.envelope, domain.payload)
+
+
+def duplicate_key(name: str) -> Rejection:
+    """A key that is read stands more than once."""
+    return Rejection("duplicate_key", f"key {name!r} is there more than once; which one counts is not defined")
 
 
 def _not_read(value: bytes) -> Rejection | None:
@@ -300,6 +314,8 @@ def _unread(value: bytes | None, max_message_bytes: int) -> Rejection:
 def explain(value: bytes, error: Exception) -> Rejection:
     """The reason behind a decoding error, looked for only once there is one."""
     text = str(error)[:ERROR_CHARACTERS]
+    if isinstance(error, PayloadError):
+        return Rejection(error.reason, text or error.reason)
     if isinstance(error, RecursionError):
         return Rejection("nested_too_deep", "payload is nested too deep to be read")
     if isinstance(error, UnicodeError):
