@@ -48,9 +48,10 @@ _RAW = f"""
 """
 _NORMALIZED = f"""
     INSERT INTO normalized_measurements
-        (domain_id, event_time, series_id, sample_key, value, kafka_time, log_id, "offset", ordinal)
+        (domain_id, event_time, series_id, sample_key, value, kafka_time, log_id, "offset", ordinal,
+         quality)
     SELECT %(domain_id)s, t, series_id, 0, {_VALUE}, t, (%(logs)s::int[])[1 + i %% {PARTITIONS}],
-           i / {PARTITIONS}, 0
+           i / {PARTITIONS}, 0, 0
     FROM ({_NUMBERS}) numbers
 """
 _HOUR = "INSERT INTO ingest_batch_hour VALUES (%(batch)s, %(begins)s, %(domain)s, %(rows)s, 0, 0)"

@@ -125,6 +125,7 @@ CREATE TABLE IF NOT EXISTS normalized_measurements (
     log_id     integer NOT NULL,
     "offset"   bigint NOT NULL,
     ordinal    integer NOT NULL,
+    quality    smallint NOT NULL,                -- 0 good, 1 uncertain, 2 bad, 3 below and 4 above the value
     PRIMARY KEY (domain_id, event_time, series_id, sample_key)
 );
 CREATE INDEX IF NOT EXISTS normalized_measurements_time ON normalized_measurements

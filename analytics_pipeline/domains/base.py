@@ -43,6 +43,29 @@ class Sample(NamedTuple):
     sample_key: int = 0
 
 
+#: The quality of a sample. Below and above are censored: what is known is that the true value lies below the one
+#: given, as in a laboratory's "<0.05", or above it. A bad sample is stored and counted, and is in no figure; its value
+#: may be NaN, where there is none. Plain numbers, because they pass with every sample.
+GOOD, UNCERTAIN, BAD, BELOW, ABOVE = range(5)
+#: Their names, for people.
+QUALITIES = ("good", "uncertain", "bad", "below", "above")
+
+
+class RatedSample(NamedTuple):
+    """One measurement of a domain that is `Domain.rated`; a plain tuple of the same four does as well."""
+
+    series: SeriesKey
+    value: float
+    sample_key: int = 0
+    quality: int = GOOD
+
+
+#: A `Sample`, or a plain tuple of the same three.
+SampleTuple = tuple[SeriesTuple, float, int]
+#: A `RatedSample`, or a plain tuple of the same four.
+RatedTuple = tuple[SeriesTuple, float, int, int]
+
+
 class Event(NamedTuple):
     """One event of a message. Its time is the message's event time.
 
@@ -123,6 +146,7 @@ class Domain:
         event_time: from a decoded envelope. A result without a zone takes ``time_zone``.
         payload: the struct that normalization decodes.
         samples: the measurements of a payload, in a stable order; None: it has none.
+        rated: whether its samples carry their quality, as `RatedSample` does; else they all are good.
         events: the events of a payload, in a stable order; None: it has none.
         states: the changes of state that a payload tells, in a stable order; None: it has none.
         event_identity: which fields of an `Event` identify one without an id, beside its time.
@@ -143,7 +167,7 @@ class Domain:
     envelope: type[msgspec.Struct]
     event_time: Callable[[Any], datetime]
     payload: type[msgspec.Struct]
-    samples: Callable[[Any], Sequence[tuple[SeriesTuple, float, int]]] | None = None
+    samples: Callable[[Any], Sequence[SampleTuple | RatedTuple]] | None = None
     detectors: tuple[Detector, ...] = ()
     expectations: tuple[Expect, ...] = ()
     max_failed_ratio: float = 0.5
@@ -154,6 +178,7 @@ class Domain:
     events: Callable[[Any], Sequence[EventTuple]] | None = None
     event_identity: tuple[str, ...] = EVENT_CONTENT
     states: Callable[[Any], Sequence[tuple[SeriesTuple, str]]] | None = None
+    rated: bool = False
 
     def __post_init__(self) -> None:
         if not (self.samples or self.events or self.states):

@@ -56,6 +56,9 @@ EVENT_REQUIRED = ("entity_type", "entity_id", "event_type", "properties")
 #: NUL in JSON text: the escape, but not a backslash that is followed by the same letters.
 _ESCAPED_NUL = r"(?:^|[^\\])(?:\\\\)*\\u0000"
 
+#: What is measured of a sample's value.
+_OF_VALUE = ("value", "magnitude")
+
 Measures = Callable[[pl.DataFrame], pl.DataFrame]
 
 
@@ -69,7 +72,8 @@ def suite_for(
     domains, the column ``domain_id`` tells whose a row is:
 
     * raw_events: ``ahead_s, since_start_s, since_floor_s, payload_bytes``
-    * normalized_measurements: ``value`` and, of `NAME_COLUMNS`, those that it has; ``metric`` always
+    * normalized_measurements: ``value`` and, of `NAME_COLUMNS`, those that it has; ``metric`` always; and where
+      samples may have no value, ``without_value``: such a value is in every range
     * normalized_events: `EVENT_NAMES`, ``event_id, properties, value``
     * state_changes: as normalized_measurements, with ``state`` instead of ``value``
     * window_aggregates: ``count_n, avg_val, m2, min_val, max_val, p50, p95, p99, coverage``
@@ -131,6 +135,8 @@ def _with_masks(measures: Measures, own: Sequence[tuple[Domain, int, Expect]]) -
             if column.dtype.is_numeric():
                 column = column.cast(pl.Float64).fill_null(np.inf).fill_nan(np.inf)
             mine = frame["domain_id"] == number
+            if "without_value" in frame.columns and expect.column in _OF_VALUE:
+                mine &= ~frame["without_value"]
             columns[_masked(expect.column, domain)] = pl.select(pl.when(mine).then(column)).to_series()
         return found.with_columns(**columns)
 
@@ -230,6 +236,8 @@ def _measurement_measures(frame: pl.DataFrame) -> pl.DataFrame:
     value = frame.select(required("value")).to_series()
     # What is not finite at all has a reason of its own.
     magnitude = pl.select(pl.when(value.is_finite()).then(value.abs()).otherwise(0.0)).to_series()
+    if "without_value" in frame.columns and frame["without_value"].any():
+        value = value.set(frame["without_value"], None)
     return pl.DataFrame({"value": value, "magnitude": magnitude}).with_columns(
         names[column] for column in ("metric_bytes", "shortest_name_bytes", "longest_name_bytes", "nul_characters")
     )

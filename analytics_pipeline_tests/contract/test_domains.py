@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from analytics_pipeline.assets.measurements.transform import decode_samples
 from analytics_pipeline.assets.raw_events.transform import PAYLOAD_ERRORS, decode_slice
 from analytics_pipeline.domains import discover, registry_for
-from analytics_pipeline.domains.base import Domain, Sample, SeriesKey
+from analytics_pipeline.domains.base import BAD, GOOD, QUALITIES, Domain, RatedSample, Sample, SeriesKey
 from analytics_pipeline.errors import DomainCollisionError, SettingsError
 from analytics_pipeline.messages import LogPartition, MessageSlice
 from analytics_pipeline.quality.gates import run_gate
@@ -132,9 +132,10 @@ def test_samples_are_the_same_each_time_and_differ_in_their_identity(domain: Dom
     identities = [(tuple(sample[0]), sample[2]) for sample in map(tuple, once)]
     assert len(set(identities)) == len(identities), "one statement must never see a key twice"
     for sample in once:
-        key, value, sample_key = Sample(*sample)
+        key, value, sample_key, quality = RatedSample(*sample) if domain.rated else (*Sample(*sample), GOOD)
         assert SeriesKey(*key).metric
-        assert np.isfinite(value)
+        assert quality in range(len(QUALITIES))
+        assert np.isfinite(value) or (quality == BAD and np.isnan(value))
         assert isinstance(sample_key, int)
 
 
