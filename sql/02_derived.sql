@@ -184,6 +184,7 @@ CREATE TABLE IF NOT EXISTS state_changes (
 );
 CREATE INDEX IF NOT EXISTS state_changes_time ON state_changes USING brin (event_time timestamptz_minmax_multi_ops);
 
+-- A window with only bad samples has count_n 0, and NaN in its figures.
 CREATE TABLE IF NOT EXISTS window_aggregates (
     domain_id     integer NOT NULL,
     window_s      integer NOT NULL,
@@ -205,6 +206,11 @@ CREATE TABLE IF NOT EXISTS window_aggregates (
     coverage      double precision NOT NULL,
     tw_integral   double precision NOT NULL,
     tw_covered_s  double precision NOT NULL,
+    bad_n         integer NOT NULL,
+    uncertain_n   integer NOT NULL,
+    censored_n    integer NOT NULL,
+    late_n        integer NOT NULL,
+    ends_bad      boolean NOT NULL,
     sketch        bytea NOT NULL,
     revision      integer NOT NULL DEFAULT 0,
     updated_at    timestamptz NOT NULL DEFAULT now(),

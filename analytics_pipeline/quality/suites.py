@@ -76,7 +76,8 @@ def suite_for(
       samples may have no value, ``without_value``: such a value is in every range
     * normalized_events: `EVENT_NAMES`, ``event_id, properties, value``
     * state_changes: as normalized_measurements, with ``state`` instead of ``value``
-    * window_aggregates: ``count_n, avg_val, m2, min_val, max_val, p50, p95, p99, coverage``
+    * window_aggregates: ``count_n, avg_val, m2, min_val, max_val, p50, p95, p99, coverage`` and ``bad_n, uncertain_n,
+      censored_n, late_n``
     * event_rollups: ``count_n, value_n, sum_val``
     * state_durations: ``duration_us, window_s``
     * carried_states: ``state``
@@ -198,7 +199,9 @@ _COMMON: Mapping[str, tuple[Expect, ...]] = {
     ),
     "carried_states": (_between("window_aggregates", "state_bytes", "state_missing", min_value=1),),
     "window_aggregates": (
-        _between("window_aggregates", "count_n", "window_empty", min_value=1, max_value=LARGEST),
+        _between("window_aggregates", "samples", "window_empty", min_value=1, max_value=LARGEST),
+        _between("window_aggregates", "smallest_count", "count_negative", min_value=0),
+        _between("window_aggregates", "counts_surplus", "parts_exceed_count", max_value=0),
         _between("window_aggregates", "largest_figure", "not_finite", max_value=LARGEST),
         _between("window_aggregates", "m2", "spread_negative", min_value=0, max_value=LARGEST),
         _between("window_aggregates", "mean_outside", "mean_outside_min_max", max_value=ROUNDING),
@@ -310,16 +313,28 @@ def _carried_measures(frame: pl.DataFrame) -> pl.DataFrame:
 
 def _window_measures(frame: pl.DataFrame) -> pl.DataFrame:
     figures = ("avg_val", "min_val", "max_val", "p50", "p95", "p99")
+    counts = ("count_n", "bad_n", "uncertain_n", "censored_n", "late_n")
+    good, bad, uncertain, censored, late = required(*counts)
+    # A window with only bad samples has no figures: null is in every range. A count that is missing hides none.
+    has_figures = good != 0
     low, mean, high = pl.col("min_val"), pl.col("avg_val"), pl.col("max_val")
     outside = pl.max_horizontal(low - mean, mean - high, 0.0)
     scale = pl.max_horizontal(low.abs(), high.abs())
     disorder = pl.max_horizontal(pl.col("p50") - pl.col("p95"), pl.col("p95") - pl.col("p99"), 0.0)
+    # Beyond what a double holds, low minus mean is infinite though both are finite; so divide first.
+    outside_share = pl.when(outside == 0.0).then(0.0).otherwise(outside / scale)
+    (m2,), (coverage,) = required("m2"), required("coverage")
     return frame.select(
-        *required("count_n", "m2", "coverage"),
-        pl.max_horizontal([column.abs() for column in required(*figures)]).alias("largest_figure"),
-        # Beyond what a double holds, low minus mean is infinite though both are finite; so divide first.
-        pl.when(outside == 0.0).then(0.0).otherwise(outside / scale).fill_nan(np.inf).alias("mean_outside"),
-        disorder.fill_nan(np.inf).alias("percentile_disorder"),
+        (good + bad).alias("samples"),
+        pl.min_horizontal(required(*counts)).alias("smallest_count"),
+        pl.max_horizontal(uncertain + censored - good, late - good - bad).fill_nan(np.inf).alias("counts_surplus"),
+        m2.alias("m2"),
+        pl.when(has_figures)
+        .then(pl.max_horizontal([column.abs() for column in required(*figures)]))
+        .alias("largest_figure"),
+        pl.when(has_figures).then(outside_share.fill_nan(np.inf)).alias("mean_outside"),
+        pl.when(has_figures).then(disorder.fill_nan(np.inf)).alias("percentile_disorder"),
+        pl.when(has_figures).then(coverage).otherwise(pl.when(coverage != 0).then(np.inf)).alias("coverage"),
     )
 
 
