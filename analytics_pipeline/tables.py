@@ -12,9 +12,11 @@ from typing import Any, Literal
 
 import polars as pl
 
-PgType = Literal["int4", "int8", "float8", "timestamptz", "text", "bytea"]
+PgType = Literal["bool", "int2", "int4", "int8", "float8", "timestamptz", "text", "bytea"]
 
 _POLARS: Mapping[PgType, Any] = {
+    "bool": pl.Boolean(),
+    "int2": pl.Int16(),
     "int4": pl.Int32(),
     "int8": pl.Int64(),
     "float8": pl.Float64(),
@@ -22,7 +24,7 @@ _POLARS: Mapping[PgType, Any] = {
     "text": pl.String(),
     "bytea": pl.Binary(),
 }
-FIXED: tuple[PgType, ...] = ("int4", "int8", "float8", "timestamptz")
+FIXED: tuple[PgType, ...] = ("bool", "int2", "int4", "int8", "float8", "timestamptz")
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,10 +25,10 @@ MAX_ROUNDS = 50
 DERIVED_TABLES = {
     "raw_events": 'topic, epoch, partition, "offset", ordinal, domain_id, event_time, payload',
     "normalized_measurements": 'domain_id, event_time, series_id, sample_key, value, kafka_time, log_id, "offset", '
-    "ordinal",
+    "ordinal, quality",
     "window_aggregates": "domain_id, window_s, bucket_start, series_id, count_n, avg_val, m2, min_val, max_val, "
     "first_val, first_time, last_val, last_time, p50, p95, p99, base_n, coverage, tw_integral, "
-    "tw_covered_s, encode(sketch, 'hex')",
+    "tw_covered_s, bad_n, uncertain_n, censored_n, late_n, ends_bad, encode(sketch, 'hex')",
     "normalized_events": "domain_id, event_time, identity, event_id, tenant_id, factory_id, machine_id, entity_type, "
     'entity_id, event_type, user_id, value, properties, kafka_time, log_id, "offset", ordinal',
     "event_identities": 'domain_id, identity, event_time, kafka_time, log_id, "offset", ordinal',

@@ -22,11 +22,13 @@ from analytics_pipeline.storage.offset_ranges import decode
 from analytics_pipeline_tests import reference
 from analytics_pipeline_tests.environments import Sent
 from analytics_pipeline_tests.pipeline import Pipeline
+from analytics_pipeline_tests.rated_reference import RatedMessage, late_counts
 from analytics_pipeline_tests.reference import HOUR_US, Limit, Limits, SeriesKey
 
 Position = tuple[str, int, int, int, int]
 _ID_NAMESPACE = uuid.UUID("5f0d2a6e-7c3b-5d41-9a8e-1f6b0c4d2e97")
 _GAP_US = 300 * 1_000_000
+_LATENESS_US = 60 * 1_000_000
 _EXACT_SAMPLES = 100
 _COUNTED_BY = {
     "raw_events": "event_time",
@@ -186,6 +188,7 @@ def _assert_measurements(
 
 _SERIES = "s.series_id, s.tenant_id, s.factory_id, s.machine_id, s.sensor_id, s.metric"
 _EXACT = ("count_n", "min_val", "max_val", "first_val", "first_time", "last_val", "last_time", "base_n", "coverage")
+_EXACT += ("late_n", "bad_n", "uncertain_n", "censored_n", "ends_bad")
 _WANTED = ("count_n", "min_val", "max_val", "first_val", "first_time_us", "last_val", "last_time_us", "base_n")
 
 
@@ -207,9 +210,11 @@ def _assert_windows(
     }
     what = f"windows of {size_s} s of {expected.domain}"
     exact = {key: tuple(to_us(it) if isinstance(it, datetime) else it for it in row[7:]) for key, row in got.items()}
-    _assert_same(
-        what, exact, {k: (*(getattr(it, name) for name in _WANTED), it.coverage) for k, it in want.items()}
-    )
+    late = late_counts((RatedMessage(*one) for one in messages), size_s, base_s, _LATENESS_US)
+    wanted = {
+        k: (*(getattr(it, name) for name in _WANTED), it.coverage, late[k], 0, 0, 0, False) for k, it in want.items()
+    }
+    _assert_same(what, exact, wanted)
     for key, row in got.items():
         _assert_rounding(f"{what}, {key}", row, want[key])
 

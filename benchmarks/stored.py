@@ -48,9 +48,10 @@ _RAW = f"""
 """
 _NORMALIZED = f"""
     INSERT INTO normalized_measurements
-        (domain_id, event_time, series_id, sample_key, value, kafka_time, log_id, "offset", ordinal)
+        (domain_id, event_time, series_id, sample_key, value, kafka_time, log_id, "offset", ordinal,
+         quality)
     SELECT %(domain_id)s, t, series_id, 0, {_VALUE}, t, (%(logs)s::int[])[1 + i %% {PARTITIONS}],
-           i / {PARTITIONS}, 0
+           i / {PARTITIONS}, 0, 0
     FROM ({_NUMBERS}) numbers
 """
 _HOUR = "INSERT INTO ingest_batch_hour VALUES (%(batch)s, %(begins)s, %(domain)s, %(rows)s, 0, 0)"
@@ -62,10 +63,11 @@ _STATE = """
 _WINDOWS = """
     INSERT INTO window_aggregates
         (domain_id, window_s, bucket_start, series_id, count_n, avg_val, m2, min_val, max_val, first_val, first_time,
-         last_val, last_time, p50, p95, p99, base_n, coverage, tw_integral, tw_covered_s, sketch)
+         last_val, last_time, p50, p95, p99, base_n, coverage, tw_integral, tw_covered_s, bad_n, uncertain_n,
+         censored_n, late_n, ends_bad, sketch)
     SELECT domain_id, window_s, bucket_start - ago, series_id, count_n, avg_val, m2, min_val, max_val, first_val,
            first_time - ago, last_val, last_time - ago, p50, p95, p99, base_n, coverage, tw_integral,
-           tw_covered_s, sketch
+           tw_covered_s, bad_n, uncertain_n, censored_n, late_n, ends_bad, sketch
     FROM window_aggregates CROSS JOIN (SELECT k * interval '1 hour' AS ago FROM generate_series(1, %(hours)s) k) a
     WHERE domain_id = %(domain_id)s AND bucket_start >= %(hour)s AND bucket_start < %(hour)s + interval '1 hour'
 """

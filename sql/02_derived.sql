@@ -125,6 +125,7 @@ CREATE TABLE IF NOT EXISTS normalized_measurements (
     log_id     integer NOT NULL,
     "offset"   bigint NOT NULL,
     ordinal    integer NOT NULL,
+    quality    smallint NOT NULL,                -- 0 good, 1 uncertain, 2 bad, 3 below and 4 above the value
     PRIMARY KEY (domain_id, event_time, series_id, sample_key)
 );
 CREATE INDEX IF NOT EXISTS normalized_measurements_time ON normalized_measurements
@@ -183,6 +184,7 @@ CREATE TABLE IF NOT EXISTS state_changes (
 );
 CREATE INDEX IF NOT EXISTS state_changes_time ON state_changes USING brin (event_time timestamptz_minmax_multi_ops);
 
+-- A window with only bad samples has count_n 0, and NaN in its figures.
 CREATE TABLE IF NOT EXISTS window_aggregates (
     domain_id     integer NOT NULL,
     window_s      integer NOT NULL,
@@ -204,6 +206,11 @@ CREATE TABLE IF NOT EXISTS window_aggregates (
     coverage      double precision NOT NULL,
     tw_integral   double precision NOT NULL,
     tw_covered_s  double precision NOT NULL,
+    bad_n         integer NOT NULL,
+    uncertain_n   integer NOT NULL,
+    censored_n    integer NOT NULL,
+    late_n        integer NOT NULL,
+    ends_bad      boolean NOT NULL,
     sketch        bytea NOT NULL,
     revision      integer NOT NULL DEFAULT 0,
     updated_at    timestamptz NOT NULL DEFAULT now(),

@@ -66,21 +66,29 @@ WHERE asset IN ('normalized_measurements', 'window_aggregates') AND status = 'qu
 
 -- state: provisional until the watermark passes bucket_end plus the allowed lateness, final after that, and
 -- 'revised n' when its values changed n times since it was final. Not final while something below it waits.
+-- count_n counts the samples that the figures rest on, also the uncertain and the censored ones; bad_n those beside
+-- them. Where all are bad, count_n is 0 and the figures are NULL. late_n counts the samples of either kind whose Kafka
+-- time is past the end of their base window and the allowed lateness.
 CREATE OR REPLACE VIEW analytics_agg AS
 SELECT a.bucket_start,
        a.bucket_start + make_interval(secs => a.window_s) AS bucket_end,
        a.window_s,
        d.domain, s.tenant_id, s.factory_id, s.machine_id, s.station_id, s.sensor_id, s.metric, s.unit,
-       a.avg_val, a.min_val, a.max_val, a.count_n,
+       nullif(a.avg_val, 'NaN') AS avg_val, nullif(a.min_val, 'NaN') AS min_val, nullif(a.max_val, 'NaN') AS max_val,
+       a.count_n,
        CASE WHEN a.count_n > 1 THEN sqrt(a.m2 / (a.count_n - 1)) END AS std_val,
-       a.p50, a.p95, a.p99, a.first_val, a.last_val, a.coverage, a.revision,
+       nullif(a.p50, 'NaN') AS p50, nullif(a.p95, 'NaN') AS p95, nullif(a.p99, 'NaN') AS p99,
+       nullif(a.first_val, 'NaN') AS first_val, nullif(a.last_val, 'NaN') AS last_val, a.coverage, a.revision,
        CASE
            WHEN a.revision > 0 THEN 'revised ' || a.revision
            WHEN w.final_until >= a.bucket_start + make_interval(secs => a.window_s) AND u.hour IS NULL THEN 'final'
            ELSE 'provisional'
        END AS state,
-       a.first_time, a.last_time, a.updated_at,
-       a.tw_integral / nullif(a.tw_covered_s, 0) AS tw_avg_val, a.tw_integral, a.tw_covered_s
+       CASE WHEN a.count_n > 0 THEN a.first_time END AS first_time,
+       CASE WHEN a.count_n > 0 THEN a.last_time END AS last_time,
+       a.updated_at,
+       a.tw_integral / nullif(a.tw_covered_s, 0) AS tw_avg_val, a.tw_integral, a.tw_covered_s,
+       a.bad_n, a.uncertain_n, a.censored_n, a.late_n
 FROM window_aggregates a
 JOIN measurement_series s USING (domain_id, series_id)
 JOIN domain_number d USING (domain_id)

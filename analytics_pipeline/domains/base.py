@@ -75,6 +75,29 @@ class Sample(NamedTuple):
     sample_key: int = 0
 
 
+#: The quality of a sample. Below and above are censored: what is known is that the true value lies below the one
+#: given, as in a laboratory's "<0.05", or above it. A bad sample is stored and counted, and is in no figure; its value
+#: may be NaN, where there is none. Plain numbers, because they pass with every sample.
+GOOD, UNCERTAIN, BAD, BELOW, ABOVE = range(5)
+#: Their names, for people.
+QUALITIES = ("good", "uncertain", "bad", "below", "above")
+
+
+class RatedSample(NamedTuple):
+    """One measurement of a domain that is `Domain.rated`; a plain tuple of the same four does as well."""
+
+    series: SeriesKey
+    value: float
+    sample_key: int = 0
+    quality: int = GOOD
+
+
+#: A `Sample`, or a plain tuple of the same three.
+SampleTuple = tuple[SeriesTuple, float, int]
+#: A `RatedSample`, or a plain tuple of the same four.
+RatedTuple = tuple[SeriesTuple, float, int, int]
+
+
 class Event(NamedTuple):
     """One event of a message. Its time is the message's event time.
 
@@ -174,6 +197,7 @@ class Domain:
         event_time: from a decoded envelope. A result without a zone takes ``time_zone``.
         payload: the struct that normalization decodes.
         samples: the measurements of a payload, in a stable order; None: it has none.
+        rated: whether its samples carry their quality, as `RatedSample` does; else they all are good.
         events: the events of a payload, in a stable order; None: it has none.
         states: the changes of state that a payload tells, in a stable order; None: it has none.
         sample_names: what the sample keys of a payload stand for, as (sample key, sample id, replicate), where they
@@ -199,7 +223,7 @@ class Domain:
     envelope: type[msgspec.Struct]
     event_time: Callable[[Any], datetime]
     payload: type[msgspec.Struct]
-    samples: Callable[[Any], Sequence[tuple[SeriesTuple, float, int]]] | None = None
+    samples: Callable[[Any], Sequence[SampleTuple | RatedTuple]] | None = None
     detectors: tuple[Detector, ...] = ()
     expectations: tuple[Expect, ...] = ()
     max_failed_ratio: float = 0.5
@@ -213,6 +237,7 @@ class Domain:
     sample_names: Callable[[Any], Sequence[tuple[int, str, str | None]]] | None = None
     series_attributes: Callable[[Any], Sequence[tuple[SeriesTuple, str]]] | None = None
     defaults: Defaults = DEFAULTS
+    rated: bool = False
 
     def __post_init__(self) -> None:
         if not (self.samples or self.events or self.states):

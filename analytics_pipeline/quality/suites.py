@@ -56,6 +56,9 @@ EVENT_REQUIRED = ("entity_type", "entity_id", "event_type", "properties")
 #: NUL in JSON text: the escape, but not a backslash that is followed by the same letters.
 _ESCAPED_NUL = r"(?:^|[^\\])(?:\\\\)*\\u0000"
 
+#: What is measured of a sample's value.
+_OF_VALUE = ("value", "magnitude")
+
 Measures = Callable[[pl.DataFrame], pl.DataFrame]
 
 
@@ -69,10 +72,12 @@ def suite_for(
     domains, the column ``domain_id`` tells whose a row is:
 
     * raw_events: ``ahead_s, since_start_s, since_floor_s, payload_bytes``
-    * normalized_measurements: ``value`` and, of `NAME_COLUMNS`, those that it has; ``metric`` always
+    * normalized_measurements: ``value`` and, of `NAME_COLUMNS`, those that it has; ``metric`` always; and where
+      samples may have no value, ``without_value``: such a value is in every range
     * normalized_events: `EVENT_NAMES`, ``event_id, properties, value``
     * state_changes: as normalized_measurements, with ``state`` instead of ``value``
-    * window_aggregates: ``count_n, avg_val, m2, min_val, max_val, p50, p95, p99, coverage``
+    * window_aggregates: ``count_n, avg_val, m2, min_val, max_val, p50, p95, p99, coverage`` and ``bad_n, uncertain_n,
+      censored_n, late_n``
     * event_rollups: ``count_n, value_n, sum_val``
     * state_durations: ``duration_us, window_s``
     * carried_states: ``state``
@@ -131,6 +136,8 @@ def _with_masks(measures: Measures, own: Sequence[tuple[Domain, int, Expect]]) -
             if column.dtype.is_numeric():
                 column = column.cast(pl.Float64).fill_null(np.inf).fill_nan(np.inf)
             mine = frame["domain_id"] == number
+            if "without_value" in frame.columns and expect.column in _OF_VALUE:
+                mine &= ~frame["without_value"]
             columns[_masked(expect.column, domain)] = pl.select(pl.when(mine).then(column)).to_series()
         return found.with_columns(**columns)
 
@@ -192,7 +199,9 @@ _COMMON: Mapping[str, tuple[Expect, ...]] = {
     ),
     "carried_states": (_between("window_aggregates", "state_bytes", "state_missing", min_value=1),),
     "window_aggregates": (
-        _between("window_aggregates", "count_n", "window_empty", min_value=1, max_value=LARGEST),
+        _between("window_aggregates", "samples", "window_empty", min_value=1, max_value=LARGEST),
+        _between("window_aggregates", "smallest_count", "count_negative", min_value=0),
+        _between("window_aggregates", "counts_surplus", "parts_exceed_count", max_value=0),
         _between("window_aggregates", "largest_figure", "not_finite", max_value=LARGEST),
         _between("window_aggregates", "m2", "spread_negative", min_value=0, max_value=LARGEST),
         _between("window_aggregates", "mean_outside", "mean_outside_min_max", max_value=ROUNDING),
@@ -230,6 +239,8 @@ def _measurement_measures(frame: pl.DataFrame) -> pl.DataFrame:
     value = frame.select(required("value")).to_series()
     # What is not finite at all has a reason of its own.
     magnitude = pl.select(pl.when(value.is_finite()).then(value.abs()).otherwise(0.0)).to_series()
+    if "without_value" in frame.columns and frame["without_value"].any():
+        value = value.set(frame["without_value"], None)
     return pl.DataFrame({"value": value, "magnitude": magnitude}).with_columns(
         names[column] for column in ("metric_bytes", "shortest_name_bytes", "longest_name_bytes", "nul_characters")
     )
@@ -302,16 +313,28 @@ def _carried_measures(frame: pl.DataFrame) -> pl.DataFrame:
 
 def _window_measures(frame: pl.DataFrame) -> pl.DataFrame:
     figures = ("avg_val", "min_val", "max_val", "p50", "p95", "p99")
+    counts = ("count_n", "bad_n", "uncertain_n", "censored_n", "late_n")
+    good, bad, uncertain, censored, late = required(*counts)
+    # A window with only bad samples has no figures: null is in every range. A count that is missing hides none.
+    has_figures = good != 0
     low, mean, high = pl.col("min_val"), pl.col("avg_val"), pl.col("max_val")
     outside = pl.max_horizontal(low - mean, mean - high, 0.0)
     scale = pl.max_horizontal(low.abs(), high.abs())
     disorder = pl.max_horizontal(pl.col("p50") - pl.col("p95"), pl.col("p95") - pl.col("p99"), 0.0)
+    # Beyond what a double holds, low minus mean is infinite though both are finite; so divide first.
+    outside_share = pl.when(outside == 0.0).then(0.0).otherwise(outside / scale)
+    (m2,), (coverage,) = required("m2"), required("coverage")
     return frame.select(
-        *required("count_n", "m2", "coverage"),
-        pl.max_horizontal([column.abs() for column in required(*figures)]).alias("largest_figure"),
-        # Beyond what a double holds, low minus mean is infinite though both are finite; so divide first.
-        pl.when(outside == 0.0).then(0.0).otherwise(outside / scale).fill_nan(np.inf).alias("mean_outside"),
-        disorder.fill_nan(np.inf).alias("percentile_disorder"),
+        (good + bad).alias("samples"),
+        pl.min_horizontal(required(*counts)).alias("smallest_count"),
+        pl.max_horizontal(uncertain + censored - good, late - good - bad).fill_nan(np.inf).alias("counts_surplus"),
+        m2.alias("m2"),
+        pl.when(has_figures)
+        .then(pl.max_horizontal([column.abs() for column in required(*figures)]))
+        .alias("largest_figure"),
+        pl.when(has_figures).then(outside_share.fill_nan(np.inf)).alias("mean_outside"),
+        pl.when(has_figures).then(disorder.fill_nan(np.inf)).alias("percentile_disorder"),
+        pl.when(has_figures).then(coverage).otherwise(pl.when(coverage != 0).then(np.inf)).alias("coverage"),
     )
 
 

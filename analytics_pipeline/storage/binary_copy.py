@@ -20,10 +20,17 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from analytics_pipeline.storage.engine import Connection
 
-PgType = Literal["int4", "int8", "float8", "timestamptz"]
+PgType = Literal["bool", "int2", "int4", "int8", "float8", "timestamptz"]
 Columns = Mapping[str, npt.NDArray[Any]]
 
-_DTYPE: dict[PgType, str] = {"int4": ">i4", "int8": ">i8", "float8": ">f8", "timestamptz": ">i8"}
+_DTYPE: dict[PgType, str] = {
+    "bool": "?",
+    "int2": ">i2",
+    "int4": ">i4",
+    "int8": ">i8",
+    "float8": ">f8",
+    "timestamptz": ">i8",
+}
 SIGNATURE = b"PGCOPY\n\xff\r\n\x00" + bytes(8)  # no flags, no header extension
 TRAILER = b"\xff\xff"
 #: Rows encoded at once, so that an hour of millions does not stand in memory twice.

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from analytics_pipeline.assets.measurements.transform import decode
 from analytics_pipeline.assets.raw_events.transform import PAYLOAD_ERRORS, Rejection, decode_slice
 from analytics_pipeline.domains import discover, registry_for
-from analytics_pipeline.domains.base import Domain, Event, SeriesKey
+from analytics_pipeline.domains.base import BAD, QUALITIES, Domain, Event, SeriesKey
 from analytics_pipeline.errors import DomainCollisionError, SettingsError
 from analytics_pipeline.messages import LogPartition, MessageSlice
 from analytics_pipeline.quality.gates import run_gate
@@ -87,7 +87,8 @@ def read(domain: Domain, *payloads: bytes) -> Read:
     its: list[tuple[int, tuple[Any, ...]]] = []
     if one := decoded.samples:
         keys = [one.keys[series] for series in one.series]
-        its += zip(one.row, zip(["sample"] * len(keys), keys, one.value, one.sample_key, strict=True), strict=True)
+        columns = (["sample"] * len(keys), keys, one.value, one.sample_key, one.quality)
+        its += zip(one.row, zip(*columns, strict=True), strict=True)
     if other := decoded.events:
         its += zip(other.row, [("event", *event) for event in other.frame.rows()], strict=True)
     if changes := decoded.states:
@@ -173,7 +174,12 @@ def test_rows_are_the_same_each_time_and_differ_in_their_identity(domain: Domain
             assert isinstance(json.loads(event.properties), dict)
             continue
         assert SeriesKey(*content[0]).metric
-        assert np.isfinite(content[1]) if kind == "sample" else content[1]
+        if kind == "state":
+            assert content[1]
+            continue
+        _, value, _, quality = content
+        assert quality in range(len(QUALITIES))
+        assert np.isfinite(value) or (quality == BAD and np.isnan(value))
 
 
 def identity(domain: Domain, row: tuple[Any, ...]) -> tuple[Any, ...]:

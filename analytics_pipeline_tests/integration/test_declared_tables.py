@@ -19,7 +19,7 @@ from analytics_pipeline_tests.integration.test_migrate import fetch
 TABLES = [table for spec in ASSETS for table in spec.tables]
 #: As the catalogue of the database calls them.
 _TYPES = {"int4": "int4", "int8": "int8", "float8": "float8", "timestamptz": "timestamptz", "text": "text"}
-_TYPES |= {"bytea": "bytea", "jsonb": "jsonb"}
+_TYPES |= {"bool": "bool", "int2": "int2", "bytea": "bytea", "jsonb": "jsonb"}
 
 PACKAGE = Path(analytics_pipeline.__file__).parent
 DERIVED_TABLES = {table.name for spec in ASSETS if spec.name != RAW_EVENTS for table in spec.tables}

@@ -204,7 +204,8 @@ def insert_window(
         "avg_val": 2.0,
         "m2": 2.0, "min_val": 1.0, "max_val": 3.0, "first_val": 1.0, "first_time": bucket_start, "last_val": 3.0,
         "last_time": bucket_start, "p50": 2.0, "p95": 3.0, "p99": 3.0, "base_n": 1, "coverage": 1.0,
-        "tw_integral": 120.0, "tw_covered_s": 60.0, "sketch": b"", **more,
+        "tw_integral": 120.0, "tw_covered_s": 60.0, "bad_n": 0, "uncertain_n": 0, "censored_n": 0, "late_n": 0,
+        "ends_bad": False, "sketch": b"", **more,
     }  # fmt: skip
     fetch(
         settings,

@@ -37,10 +37,16 @@ GOOD: dict[AssetName, dict[str, Any]] = {
         "p95": 3.0,
         "p99": 3.0,
         "coverage": 1.0,
+        "bad_n": 1,
+        "uncertain_n": 2,
+        "censored_n": 1,
+        "late_n": 4,
     },
     "anomalies": {"severity": "critical", "value": 9.0, "score": 4.2},
     "kpis": {"kpi": "coverage", "value": 0.5, "reason": None, "numerator": 30.0, "denominator": 60.0},
 }
+
+NO_PARTS = {"uncertain_n": 0, "censored_n": 0, "late_n": 0}
 
 #: One bad row for each expectation: asset, what is wrong with the row, the reason that it must get.
 BAD: list[tuple[AssetName, dict[str, Any], str]] = [
@@ -60,8 +66,16 @@ BAD: list[tuple[AssetName, dict[str, Any], str]] = [
     ("normalized_measurements", {"machine_id": ""}, "name_empty"),
     ("normalized_measurements", {"tenant_id": "x" * 257}, "name_too_long"),
     ("normalized_measurements", {"unit": "a\0b"}, "nul_character"),
-    ("window_aggregates", {"count_n": 0}, "window_empty"),
+    ("window_aggregates", {"count_n": 0, "bad_n": 0, "coverage": 0.0, **NO_PARTS}, "window_empty"),
     ("window_aggregates", {"count_n": None}, "window_empty"),
+    ("window_aggregates", {"bad_n": None, "late_n": 0}, "window_empty"),
+    ("window_aggregates", {"late_n": -1}, "count_negative"),
+    ("window_aggregates", {"uncertain_n": -1}, "count_negative"),
+    ("window_aggregates", {"uncertain_n": 3}, "parts_exceed_count"),
+    ("window_aggregates", {"censored_n": None}, "parts_exceed_count"),
+    ("window_aggregates", {"late_n": 5}, "parts_exceed_count"),
+    ("window_aggregates", {"count_n": 0, "bad_n": 1, "coverage": 0.5, **NO_PARTS}, "coverage_out_of_range"),
+    ("window_aggregates", {"count_n": 0, "bad_n": 1, "coverage": 0.0, **NO_PARTS, "m2": math.nan}, "spread_negative"),
     ("window_aggregates", {"avg_val": math.nan}, "not_finite"),
     ("window_aggregates", {"p99": math.inf}, "not_finite"),
     ("window_aggregates", {"min_val": None}, "not_finite"),
@@ -146,6 +160,15 @@ def test_all_rows_may_fail_and_the_sample_is_bounded(settings: Settings) -> None
     result = run_gate(suite_for("anomalies", SENSOR, settings), frame)
     assert result.failed_rows == tuple(range(50))
     assert [o.sample_rows for o in result.outcomes if o.failed] == [tuple(range(20))]
+
+
+def test_a_window_with_only_bad_samples_passes_without_figures(settings: Settings) -> None:
+    figures = dict.fromkeys(("avg_val", "min_val", "max_val", "p50", "p95", "p99"), math.nan)
+    blank = {"count_n": 0, "bad_n": 2, "coverage": 0.0, "m2": 0.0, **NO_PARTS, "late_n": 2, **figures}
+    result = run_gate(
+        suite_for("window_aggregates", SENSOR, settings), frame_of("window_aggregates", 3, {1: blank})
+    )
+    assert result.passed
 
 
 def test_an_unknown_kpi_with_a_reason_passes(settings: Settings) -> None:

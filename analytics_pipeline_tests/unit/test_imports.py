@@ -48,7 +48,7 @@ PURE = (
 PURE_ASSET_MODULES = {"spec", "catalog", "regions", "slices", "__init__"}
 #: A transform is pure wherever it stands, and knows no table.
 TRANSFORMS = {"transform", "payload_bytes", "taken", "samples", "events", "states", "said"}
-TRANSFORMS |= {"event_rollups", "durations"}
+TRANSFORMS |= {"event_rollups", "durations", "sample_quality", "window_columns"}
 #: Inside ``assets/``, the order of imports is the order of the data.
 ASSET_FOLDERS = ("raw_events", "measurements", "windows", "anomalies", "kpis")
 #: Only these know Dagster.

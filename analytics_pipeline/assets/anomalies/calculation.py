@@ -70,6 +70,7 @@ def _detect(context: Context, domains: Mapping[int, Domain], regions: Sequence[R
     """The anomalies among the windows of some regions that are alike."""
     base_s, detectors = context.settings.base_window_s, domains[regions[0].domain_id].detectors
     targets = table_io.read_regions(context.connection, WINDOWS, regions, names=_TARGET_COLUMNS, window_s=base_s)
+    targets = targets.filter(pl.col("count_n") > 0)  # windows with only bad samples have nothing to evaluate
     if targets.is_empty():
         return TABLE.empty()
     series = targets.select("domain_id", "series_id").unique().sort("domain_id", "series_id")

@@ -5,15 +5,16 @@ Base windows, anomalies and limits in, one row per domain, hour, machine and KPI
 =================  ==================================================  ==================================
 kpi                numerator                                           denominator
 =================  ==================================================  ==================================
-``messages``       measurements                                        none: the value is the count
-``coverage``       base windows in which the machine has a sample      base windows in an hour
+``messages``       measurements that are not bad                       none: the value is the count
+``coverage``       base windows in which the machine has such a one    base windows in an hour
 ``anomalies``      anomalies of all its series                         none: the value is the count
 ``share_in_spec``  windows of a series wholly inside their limits      windows of a series with limits
 =================  ==================================================  ==================================
 
 Numerator and denominator are stored, so that a shift's or a day's KPI sums them and never averages ratios.
-Unknown is not zero: without limits there is no share in specification, but NULL and the reason. A machine with
-no window in the hour has no row. KPIs that need states, counts or shifts will have files of their own.
+Unknown is not zero: without limits there is no share in specification, but NULL and the reason. Windows with only
+bad samples count nowhere: a machine that has no others in the hour has no row. KPIs that need states, counts or
+shifts will have files of their own.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ def machine_kpis(
     Raises:
         ValueError: windows of a series that is not given.
     """
+    windows = windows.filter(pl.col("count_n") > 0)
     if windows.is_empty():
         return pl.DataFrame(schema=KPI_SCHEMA)
     _check(windows, series)

@@ -42,7 +42,9 @@ class SampleTable(NormalizedTable[Samples]):
             frame = measured.select(pl.all().gather(chunk.part.series))
             frames.append(
                 frame.with_columns(
-                    pl.Series("value", chunk.part.value), pl.lit(chunk.domain_id, pl.Int64).alias("domain_id")
+                    pl.Series("value", chunk.part.value),
+                    pl.Series("without_value", chunk.part.without_value()),
+                    pl.lit(chunk.domain_id, pl.Int64).alias("domain_id"),
                 )
             )
         return pl.concat(frames)
@@ -53,10 +55,12 @@ class SampleTable(NormalizedTable[Samples]):
     def columns(self, context: Context, chunk: Chunk[Samples], kept: Ints) -> dict[str, Any]:
         """The table's columns of the samples that are kept; only their series get a number."""
         samples = chunk.part
+        quality = samples.quality
         return {
             "series_id": series_numbers(context, chunk.domain_id, samples.keys, samples.series[kept]),
             "sample_key": samples.sample_key[kept],
             "value": samples.value[kept],
+            "quality": np.zeros(len(kept), np.int16) if quality is None else quality[kept],
             **position_columns(chunk, kept),
         }
 

@@ -15,11 +15,12 @@ TABLE = TableSpec(
         Column(
             "sample_key", "int8", "", "ordinal or sample, where one series has several values at one time; else 0"
         ),
-        Column("value", "float8", "value", "the measured value, in the unit of the series"),
+        Column("value", "float8", "value", "the measured value, in the unit of the series; NaN: a bad sample has none"),
         Column("kafka_time", "timestamptz", "", "Kafka timestamp of the message: the later of one identity wins"),
         Column("log_id", "int4", "", "number of the log of a Kafka partition: see kafka_log"),
         Column("offset", "int8", "", "Kafka offset"),
         Column("ordinal", "int4", "", "place within the message"),
+        Column("quality", "int2", "", "0 good, 1 uncertain, 2 bad, 3 and 4: the true value is below, or above"),
     ),
     key=("domain_id", "event_time", "series_id", "sample_key"),
     time_column="event_time",

@@ -68,7 +68,7 @@ class Decoded:
 
 def decode(payloads: Sequence[bytes], domain: Domain) -> Decoded:
     """The rows of raw payloads. A payload that cannot be read, or on which the domain fails, raises nothing."""
-    samples = SampleReader(domain.samples) if domain.samples else None
+    samples = SampleReader(domain.samples, domain.rated) if domain.samples else None
     events = EventReader(domain.events) if domain.events else None
     states = StateReader(domain.states) if domain.states else None
     names = SampleNameReader(domain.sample_names) if domain.sample_names else None

@@ -24,8 +24,8 @@ from analytics_pipeline.storage.pending_work import Invalidation, Scope
 #: Measurements that are read at once: bounds a worker's memory.
 CHUNK_ROWS = 1_000_000
 
-_LAST = ("domain_id", "series_id", "bucket_start", "last_time", "last_val")
-_MEASURED = ("domain_id", "series_id", "event_time", "sample_key", "value")
+_LAST = ("domain_id", "series_id", "bucket_start", "last_time", "last_val", "ends_bad")
+_MEASURED = ("domain_id", "series_id", "event_time", "sample_key", "value", "kafka_time", "quality")
 _KEY = ["domain_id", "series_id", "bucket_start_us"]
 
 
@@ -71,6 +71,9 @@ def _windows(
             base_s,
             longest_gap_us=_gap_of(rows, gaps),
             earlier=EarlierSamples.of_windows(pl.concat(earlier)),
+            quality=rows["quality"].to_numpy(),
+            kafka_time_us=rows["kafka_time_us"].to_numpy(),
+            allowed_lateness_us=context.settings.allowed_lateness_s * 1_000_000,
         )
         found.append(with_domain(windows, rows))
         earlier.append(found[-1].select(list(TABLE.schema(_LAST))))

@@ -12,7 +12,7 @@ _BOOKKEEPING = (
 
 TABLE = TableSpec(
     name="window_aggregates",
-    description="One row per series and window that holds a sample.",
+    description="One row per series and window that holds a sample; of one with only bad samples, figures are NaN.",
     columns=(
         Column("domain_id", "int4", "", "number of the domain"),
         Column("window_s", "int4", "s", "length of the window"),
@@ -23,7 +23,7 @@ TABLE = TableSpec(
             "begin of the window, aligned to the UTC epoch; the end is exclusive",
         ),
         Column("series_id", "int8", "", "number of the series: see measurement_series"),
-        Column("count_n", "int8", "1", "samples"),
+        Column("count_n", "int8", "1", "samples that are not bad: those in the figures"),
         Column("avg_val", "float8", "value", "mean of the samples"),
         Column("m2", "float8", "value²", "sum of squared deviations from the mean"),
         Column("min_val", "float8", "value", "least sample"),
@@ -35,10 +35,15 @@ TABLE = TableSpec(
         Column("p50", "float8", "value", "median of the samples"),
         Column("p95", "float8", "value", "95th percentile of the samples"),
         Column("p99", "float8", "value", "99th percentile of the samples"),
-        Column("base_n", "int4", "1", "base windows that hold a sample"),
+        Column("base_n", "int4", "1", "base windows that hold a sample that is not bad"),
         Column("coverage", "float8", "1", "base_n over the base windows that fit"),
         Column("tw_integral", "float8", "value·s", "integral of the value, held up to the longest gap"),
         Column("tw_covered_s", "float8", "s", "seconds that the integral covers"),
+        Column("bad_n", "int4", "1", "bad samples, beside count_n"),
+        Column("uncertain_n", "int4", "1", "uncertain samples, of count_n"),
+        Column("censored_n", "int4", "1", "samples of count_n whose true value lies below or above the one given"),
+        Column("late_n", "int4", "1", "samples, bad ones too, that came when their base window may have been final"),
+        Column("ends_bad", "bool", "", "whether the last sample is bad, so that no value holds at the end"),
         Column("sketch", "bytea", "", "the distribution by rank, mergeable"),
     ),
     key=("domain_id", "window_s", "bucket_start", "series_id"),
@@ -116,7 +121,7 @@ SPEC = AssetSpec(
     description="Per window: count, mean, deviation, extremes and percentiles of series; events; durations of states.",
     group="measurements",
     kinds=frozenset({"polars", "postgres"}),
-    code_version="1",
+    code_version="2",
     reads=("normalized_measurements",),
     tables=(TABLE, ROLLUPS, DURATIONS, CARRIED),
     edges=(

@@ -128,11 +128,12 @@ def read_history(
     look_back: timedelta,
     windows: int,
 ) -> pl.DataFrame:
-    """The last windows of each series before a time, at most so many and not older than the look-back."""
+    """The last windows of each series before a time, at most so many and not older than the look-back; those with only
+    bad samples are none."""
     query = (
         "SELECT w.bucket_start, w.series_id, w.avg_val FROM unnest(%s::bigint[]) wanted (series_id) "
         "CROSS JOIN LATERAL (SELECT * FROM window_aggregates a WHERE a.series_id = wanted.series_id "
-        "AND a.window_s = %s AND a.bucket_start < %s AND a.bucket_start >= %s "
+        "AND a.window_s = %s AND a.bucket_start < %s AND a.bucket_start >= %s AND a.count_n > 0 "
         "ORDER BY a.bucket_start DESC LIMIT %s) w"
     )
     parameters = (list(series_ids), window_s, before, before - look_back, windows)

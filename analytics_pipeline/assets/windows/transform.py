@@ -18,6 +18,10 @@ several samples at one time the last by sample key counts. Larger windows sum th
 their mean is one over the base windows that hold a sample. Percentiles, moments and plain means weigh samples
 alike, however long they hold.
 
+A bad sample is in no figure, and ends how long the value before it holds: from it to the next good one nothing is
+covered. A window with only bad samples has a row, too: it says that something came, and that no value is carried
+further. Its ``count_n`` is 0 and its figures are NaN. ``sample_quality.py`` says what is counted.
+
 Which rows are read and where windows are stored is not decided here. There is no clock: whether a window is
 final is a view's business.
 """
@@ -25,11 +29,15 @@ final is a view's business.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from analytics_pipeline.assets.windows.sample_quality import Counts, choose, count_samples, find_late, sum_flags
+from analytics_pipeline.assets.windows.window_columns import WINDOW_SCHEMA, EveryWindow, Figures, window_frame
+from analytics_pipeline.domains.base import BAD
 from analytics_pipeline.formulas import moments, rank_sketch
 from analytics_pipeline.formulas.as_of import last_at, order_by
 
@@ -37,31 +45,9 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 MICROS = 1_000_000
-PERCENTILES = (0.50, 0.95, 0.99)
-
-#: The columns of every window row. Times in microseconds since the Unix epoch.
-WINDOW_SCHEMA: dict[str, pl.DataType] = {
-    "bucket_start_us": pl.Int64(),
-    "window_s": pl.Int32(),
-    "series_id": pl.Int64(),
-    "count_n": pl.Int64(),
-    "avg_val": pl.Float64(),
-    "m2": pl.Float64(),
-    "min_val": pl.Float64(),
-    "max_val": pl.Float64(),
-    "first_val": pl.Float64(),
-    "first_time_us": pl.Int64(),
-    "last_val": pl.Float64(),
-    "last_time_us": pl.Int64(),
-    "p50": pl.Float64(),
-    "p95": pl.Float64(),
-    "p99": pl.Float64(),
-    "base_n": pl.Int32(),
-    "coverage": pl.Float64(),
-    "tw_integral": pl.Float64(),
-    "tw_covered_s": pl.Float64(),
-    "sketch": pl.Binary(),
-}
+#: The columns that merging windows needs in order.
+_MERGED: tuple[str, ...] = ("bucket_start_us", "series_id", "count_n", "avg_val", "m2", "min_val", "max_val", "base_n")
+_MERGED += ("first_val", "first_time_us", "last_val", "last_time_us", "tw_integral", "tw_covered_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +56,8 @@ class EarlierSamples:
 
     For each series and each contiguous stretch of computed windows, the last sample before the stretch, if it
     is not older than the longest gap; more samples do no harm, as the last one before a window is found here.
-    Stored windows tell them: (series_id, last_time_us, last_val). Never of a window that the same call computes:
-    that row may be out of date.
+    Stored windows tell them: (series_id, last_time_us, last_val, ends_bad). Never of a window that the same call
+    computes: that row may be out of date. NaN: a bad sample, after which nothing is carried.
     """
 
     series_id: Ints
@@ -80,9 +66,9 @@ class EarlierSamples:
 
     @classmethod
     def of_windows(cls, windows: pl.DataFrame) -> EarlierSamples:
-        """The last samples of stored windows: series_id, last_time_us, last_val."""
+        """The last samples of stored windows: series_id, last_time_us, last_val, ends_bad."""
         series, time_us, value = (windows[name].to_numpy() for name in ("series_id", "last_time_us", "last_val"))
-        return cls(series.astype(np.int64), time_us, value)
+        return cls(series.astype(np.int64), time_us, np.where(windows["ends_bad"].to_numpy(), np.nan, value))
 
     @classmethod
     def none(cls) -> EarlierSamples:
@@ -99,44 +85,65 @@ def base_windows(
     *,
     longest_gap_us: int | Ints,
     earlier: EarlierSamples,
+    quality: npt.NDArray[np.signedinteger] | None = None,
+    kafka_time_us: Ints | None = None,
+    allowed_lateness_us: int = 0,
 ) -> pl.DataFrame:
     """The base windows of measurements in any order, of any hours.
 
     Args:
         series_id, time_us, sample_key, value: columns of one length; together the first three are unique.
-            Values are finite; up to `moments.LARGEST_VALUE` every figure is. Each window that has a measurement
-            here has all its measurements here.
+            Values that are not bad are finite; up to `moments.LARGEST_VALUE` every figure is. Each window that has
+            a measurement here has all its measurements here.
         base_s: window size, seconds.
         longest_gap_us: how long a value holds, microseconds; one for all, or for each measurement that of its
             series. With 0 nothing is covered.
         earlier: what may be carried in, beyond the measurements given.
+        quality: of each measurement, as `domains.base` numbers it; None: all are good.
+        kafka_time_us, allowed_lateness_us: tell what is late; None: nothing is.
 
     Returns:
         `WINDOW_SCHEMA`, one row for each window with a sample, sorted by (bucket_start_us, series_id).
 
     Raises:
-        ValueError: NaN or infinity among the values.
+        ValueError: NaN or infinity among the values that are not bad.
     """
     if not len(value):
         return pl.DataFrame(schema=WINDOW_SCHEMA)
     size_us = base_s * MICROS
-    bucket, series, time, value, gap = _in_order(series_id, time_us, sample_key, value, longest_gap_us, size_us)
+    order, bucket, series, time, value, gap = _in_order(
+        series_id, time_us, sample_key, value, longest_gap_us, size_us
+    )
     starts = _group_starts(bucket, series)
-    ends = np.append(starts[1:], len(value)) - 1
-    minimum, maximum = np.minimum.reduceat(value, starts), np.maximum.reduceat(value, starts)
-    start_us, last = bucket[starts] * size_us, (value[ends], time[ends])
-    carried = _carried_in(series[starts], start_us, last, earlier)
-    return _frame(
+    start_us = bucket[starts] * size_us
+    late = None if kafka_time_us is None else find_late(time_us, kafka_time_us, size_us, allowed_lateness_us)
+    quality = quality[order] if quality is not None and quality.any() else None
+    bad = quality == BAD if quality is not None and BAD in quality else None
+    windows = EveryWindow(
         size_s=base_s,
-        bucket_start_us=start_us,
+        start_us=start_us,
         series_id=series[starts],
+        weighted=_time_weighted(value, time, gap, bad, series, starts, start_us, size_us, earlier),
+        counts=count_samples(quality, None if late is None else late[order], starts),
+        ends_bad=np.zeros(len(starts), np.bool_) if bad is None else bad[_ends(starts, len(bad))],
+    )
+    if bad is None:
+        return window_frame(windows, _of_samples(value, time, starts), None)
+    good = choose(starts, ~bad)
+    return window_frame(windows, _of_samples(value[good.rows], time[good.rows], good.starts), good)
+
+
+def _of_samples(value: Floats, time: Ints, starts: Ints) -> Figures:
+    """The figures of slices of good samples, in order of time."""
+    ends = _ends(starts, len(value))
+    minimum, maximum = np.minimum.reduceat(value, starts), np.maximum.reduceat(value, starts)
+    return Figures(
         moment=moments.from_values(value, starts, minimum, maximum),
         ends=(minimum, maximum),
         first=(value[starts], time[starts]),
-        last=last,
+        last=(value[ends], time[ends]),
         base_n=np.ones(len(starts), np.int64),
         base_fits=1,
-        weighted=_time_weighted(value, time, gap, starts, start_us, size_us, carried),
         sketches=rank_sketch.from_values(value, starts),
     )
 
@@ -162,27 +169,44 @@ def merge_windows(frame: pl.DataFrame, size_s: int, *, finest_s: int) -> pl.Data
     size_us = size_s * MICROS
     bucket_all = np.floor_divide(frame["bucket_start_us"].to_numpy(), size_us)
     order = np.lexsort((frame["bucket_start_us"].to_numpy(), frame["series_id"].to_numpy(), bucket_all))
-    rows = {name: frame[name].to_numpy()[order] for name in WINDOW_SCHEMA if name != "sketch"}
+    rows = {name: frame[name].to_numpy()[order] for name in _MERGED}
     bucket = bucket_all[order]
     starts = _group_starts(bucket, rows["series_id"])
-    ends = np.append(starts[1:], len(bucket)) - 1
+    # Whole microseconds are summed exactly; the integral in the order of time.
+    covered_us = np.add.reduceat(np.rint(rows["tw_covered_s"] * MICROS).astype(np.int64), starts)
+    windows = EveryWindow(
+        size_s=size_s,
+        start_us=bucket[starts] * size_us,
+        series_id=rows["series_id"][starts],
+        weighted=(np.add.reduceat(rows["tw_integral"], starts), covered_us / MICROS),
+        counts=Counts(*(sum_flags(frame[name].to_numpy(), starts, order) for name in Counts._fields)),
+        ends_bad=frame["ends_bad"].to_numpy()[order[_ends(starts, len(bucket))]],
+    )
+    sketches = frame["sketch"].gather(order)
+    if rows["count_n"].all():
+        return window_frame(windows, _of_windows(rows, sketches, starts, size_s // finest_s), None)
+    good = choose(starts, rows["count_n"] > 0)
+    rows = {name: column[good.rows] for name, column in rows.items()}
+    return window_frame(windows, _of_windows(rows, sketches.gather(good.rows), good.starts, size_s // finest_s), good)
+
+
+def _of_windows(
+    rows: dict[str, npt.NDArray[Any]], encoded: pl.Series, starts: Ints, base_fits: int
+) -> Figures:
+    """The figures of slices of windows that hold good samples, in order of time."""
+    sketches = rank_sketch.decode(encoded.to_list())
+    ends = _ends(starts, len(encoded))
     minimum = np.minimum.reduceat(rows["min_val"], starts)
     maximum = np.maximum.reduceat(rows["max_val"], starts)
     parts = moments.Moments(rows["count_n"], rows["avg_val"], rows["m2"])
-    # Whole microseconds are summed exactly; the integral in the order of time.
-    covered_us = np.add.reduceat(np.rint(rows["tw_covered_s"] * MICROS).astype(np.int64), starts)
-    return _frame(
-        size_s=size_s,
-        bucket_start_us=bucket[starts] * size_us,
-        series_id=rows["series_id"][starts],
+    return Figures(
         moment=moments.from_parts(parts, starts, minimum, maximum),
         ends=(minimum, maximum),
         first=(rows["first_val"][starts], rows["first_time_us"][starts]),
         last=(rows["last_val"][ends], rows["last_time_us"][ends]),
         base_n=np.add.reduceat(rows["base_n"].astype(np.int64), starts),
-        base_fits=size_s // finest_s,
-        weighted=(np.add.reduceat(rows["tw_integral"], starts), covered_us / MICROS),
-        sketches=rank_sketch.merge(rank_sketch.decode(frame["sketch"].gather(order).to_list()), starts),
+        base_fits=base_fits,
+        sketches=rank_sketch.merge(sketches, starts),
     )
 
 
@@ -233,29 +257,36 @@ def carried_into(
 def _carried_in(
     series: Ints, start_us: Ints, last: tuple[Floats, Ints], earlier: EarlierSamples
 ) -> tuple[Floats, Ints, npt.NDArray[np.bool_]]:
-    """For each window the value and time of the last sample before it, and whether there is one."""
+    """For each window the value and time of the last sample before it, and whether there is one that is not bad."""
     known_series = np.concatenate([np.asarray(earlier.series_id, np.int64), series])
     known_time = np.concatenate([np.asarray(earlier.time_us, np.int64), last[1]])
     known_value = np.concatenate([np.asarray(earlier.value, np.float64) + 0.0, last[0]])
     order = order_by(known_series, known_time)
     at = last_at(series, start_us - 1, known_series[order], known_time[order])
-    return known_value[order][at], known_time[order][at], at >= 0
+    value = known_value[order][at]
+    return value, known_time[order][at], (at >= 0) & ~np.isnan(value)
 
 
 def _time_weighted(
     value: Floats,
     time: Ints,
     gap: Ints,
+    bad: npt.NDArray[np.bool_] | None,
+    series: Ints,
     starts: Ints,
     start_us: Ints,
     size_us: int,
-    carried: tuple[Floats, Ints, npt.NDArray[np.bool_]],
+    earlier: EarlierSamples,
 ) -> tuple[Floats, Floats]:
     """``tw_integral`` and ``tw_covered_s`` of each window, from samples in order of time within each."""
+    ends = _ends(starts, len(time))
     until = np.append(time[1:], 0)
-    until[np.append(starts[1:], len(time)) - 1] = start_us + size_us
+    until[ends] = start_us + size_us
     held_us = np.minimum(until - time, gap)
-    carried_value, carried_time, known = carried
+    last = value[ends]
+    if bad is not None:
+        held_us[bad], value, last = 0, np.where(bad, 0.0, value), np.where(bad[ends], np.nan, last)
+    carried_value, carried_time, known = _carried_in(series[starts], start_us, (last, time[ends]), earlier)
     carried_until = np.minimum(time[starts], carried_time + gap[starts])
     carried_us = np.where(known, np.maximum(carried_until - start_us, 0), 0)
     covered_us = np.add.reduceat(held_us, starts) + carried_us
@@ -273,43 +304,15 @@ def _check_sizes(frame: pl.DataFrame, size_s: int, finest_s: int) -> None:
         )
 
 
-def _frame(
-    *,
-    size_s: int,
-    bucket_start_us: Ints,
-    series_id: Ints,
-    moment: moments.Moments,
-    ends: tuple[Floats, Floats],
-    first: tuple[Floats, Ints],
-    last: tuple[Floats, Ints],
-    base_n: Ints,
-    base_fits: int,
-    weighted: tuple[Floats, Floats],
-    sketches: rank_sketch.Sketches,
-) -> pl.DataFrame:
-    groups = len(bucket_start_us)
-    percentiles = rank_sketch.quantiles(sketches, PERCENTILES)
-    columns = (
-        bucket_start_us,
-        np.full(groups, size_s, np.int32),
-        series_id,
-        *moment,
-        *ends,
-        *first,
-        *last,
-        *(np.ascontiguousarray(column) for column in percentiles.T),
-        base_n.astype(np.int32),
-        base_n / base_fits,
-        *weighted,
-        rank_sketch.encode(sketches),
-    )
-    return pl.DataFrame(dict(zip(WINDOW_SCHEMA, columns, strict=True)), schema=WINDOW_SCHEMA)
-
-
 def _group_starts(bucket: Ints, series: npt.NDArray[np.signedinteger]) -> Ints:
     """Where each (bucket, series) begins in sorted columns."""
     new = (bucket[1:] != bucket[:-1]) | (series[1:] != series[:-1])
     return np.concatenate([np.zeros(1, np.int64), np.flatnonzero(new) + 1])
+
+
+def _ends(starts: Ints, rows: int) -> Ints:
+    """Where each group ends: its last row. None where there is no row."""
+    return np.append(starts[1:], rows)[: len(starts)] - 1
 
 
 def _in_order(
@@ -319,14 +322,14 @@ def _in_order(
     value: Floats,
     longest_gap_us: int | Ints,
     size_us: int,
-) -> tuple[Ints, Ints, Ints, Floats, Ints]:
-    """Bucket, series, time, value and gap of each measurement, by (bucket, series, time, sample key)."""
+) -> tuple[Ints, Ints, Ints, Ints, Floats, Ints]:
+    """The order by (bucket, series, time, sample key); bucket, series, time, value and gap of each in it."""
     # Minus zero would make a minimum depend on which of two equal zeros came first.
     value = np.asarray(value, np.float64) + 0.0
     series, bucket = np.asarray(series_id, np.int64), np.floor_divide(time_us, size_us)
     order = _time_order(bucket, series, time_us - bucket * size_us, sample_key, value)
     gap = np.broadcast_to(np.asarray(longest_gap_us, np.int64), len(value))
-    return bucket[order], series[order], time_us[order], value[order], gap[order]
+    return order, bucket[order], series[order], time_us[order], value[order], gap[order]
 
 
 def _time_order(bucket: Ints, series: Ints, within_us: Ints, sample_key: Ints, value: Floats) -> Ints:
