@@ -85,6 +85,29 @@ class StateChange(NamedTuple):
     state: str
 
 
+@dataclass(frozen=True, slots=True)
+class CounterLimits:
+    """What is declared of the counters of one metric.
+
+    Attributes:
+        modulus: the reading at which it begins at zero again, 100000 of five digits; None: it is not known to.
+        max_rate_per_s: the most that it can count in a second; None: unknown.
+
+    Raises:
+        ValueError: no modulus or rate that a counter can have.
+    """
+
+    metric: str
+    modulus: int | None = None
+    max_rate_per_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.modulus is not None and not 0 < self.modulus < 1 << 63:
+            raise ValueError(f"modulus of {self.metric!r}: above 0 and below 2^63, not {self.modulus}")
+        if self.max_rate_per_s is not None and not 0 < self.max_rate_per_s < float("inf"):
+            raise ValueError(f"max_rate_per_s of {self.metric!r}: above 0 and finite, not {self.max_rate_per_s}")
+
+
 def canonical_json(value: Any) -> str:
     """JSON text that is the same for the same content: keys sorted, no spaces."""
     return msgspec.json.encode(value, order="sorted").decode()
@@ -125,6 +148,9 @@ class Domain:
         samples: the measurements of a payload, in a stable order; None: it has none.
         events: the events of a payload, in a stable order; None: it has none.
         states: the changes of state that a payload tells, in a stable order; None: it has none.
+        counters: the readings of counters that a payload tells, in a stable order: (series, whole number); the
+            series' metric is what is counted. None: it has none.
+        counter_limits: what is declared of them, by metric.
         event_identity: which fields of an `Event` identify one without an id, beside its time.
         detectors: evaluate the base windows.
         expectations: what its gates expect beyond what every domain's expect (``quality/suites.py``).
@@ -132,7 +158,7 @@ class Domain:
         min_gate_rows: … once it holds this many rows: two bad rows of three say little.
         time_zone: of event times that carry none.
         longest_gap_s: how long a value holds when no other follows: beyond it, the time-weighted mean covers
-            nothing.
+            nothing, and what a counter counted is said to span a gap.
         split: for payloads that carry samples of many times: the elements of one payload, each with its time and
             a text that ``envelope``, ``event_time`` and ``payload`` read alone, giving the same time; what the
             elements share is repeated in each. Every element is a raw event of its own. None: a payload is one.
@@ -154,10 +180,15 @@ class Domain:
     events: Callable[[Any], Sequence[EventTuple]] | None = None
     event_identity: tuple[str, ...] = EVENT_CONTENT
     states: Callable[[Any], Sequence[tuple[SeriesTuple, str]]] | None = None
+    counters: Callable[[Any], Sequence[tuple[SeriesTuple, int]]] | None = None
+    counter_limits: tuple[CounterLimits, ...] = ()
 
     def __post_init__(self) -> None:
-        if not (self.samples or self.events or self.states):
-            raise ValueError(f"domain {self.name!r} yields nothing: give it samples, events or states")
+        if not (self.samples or self.events or self.states or self.counters):
+            raise ValueError(f"domain {self.name!r} yields nothing: give it samples, events, states or counters")
+        declared = [one.metric for one in self.counter_limits]
+        if len(set(declared)) < len(declared):
+            raise ValueError(f"domain {self.name!r}: counter_limits name a metric twice: {', '.join(declared)}")
 
     @property
     def history(self) -> timedelta:

@@ -179,6 +179,7 @@ def test_a_reader_sees_the_public_views_and_nothing_else(
         "analytics_event",
         "analytics_event_rollup",
         "analytics_state_duration",
+        "analytics_counter",
         "worker_checkpoints",
         "topic_watermark",
         "domain_watermark",

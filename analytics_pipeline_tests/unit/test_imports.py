@@ -47,7 +47,9 @@ PURE = (
 #: What an asset is, and arithmetic about it, is pure and stands below storage; how it is computed stands above.
 PURE_ASSET_MODULES = {"spec", "catalog", "regions", "slices", "__init__"}
 #: A transform is pure wherever it stands, and knows no table.
-TRANSFORMS = {"transform", "payload_bytes", "taken", "samples", "events", "states", "event_rollups", "durations"}
+TRANSFORMS = {"transform", "payload_bytes", "taken", "samples", "events", "series_rows"} | {
+    *("event_rollups", "durations", "counter_increments"),
+}
 #: Inside ``assets/``, the order of imports is the order of the data.
 ASSET_FOLDERS = ("raw_events", "measurements", "windows", "anomalies", "kpis")
 #: Only these know Dagster.

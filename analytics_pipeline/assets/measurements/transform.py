@@ -1,4 +1,4 @@
-"""From raw events to rows: decode, take samples, events and states, keep one row per identity. Pure.
+"""From raw events to rows: decode, take samples, events, states and counters, keep one row per identity. Pure.
 
 A measurement is (series, event time, sample key); what an event is, ``events.py`` says. When the same identity comes
 again, the later one by (Kafka time, position) wins, whatever the order in which they are seen.
@@ -17,7 +17,12 @@ import numpy.typing as npt
 
 from analytics_pipeline.assets.measurements.events import EventReader, Events
 from analytics_pipeline.assets.measurements.samples import SampleReader, Samples
-from analytics_pipeline.assets.measurements.states import StateReader, States
+from analytics_pipeline.assets.measurements.series_rows import (
+    SeriesReader,
+    SeriesRows,
+    reading_values,
+    state_values,
+)
 from analytics_pipeline.assets.measurements.taken import Reader
 from analytics_pipeline.assets.raw_events.payload_bytes import Keys, duplicate_keys
 from analytics_pipeline.assets.raw_events.transform import ERROR_CHARACTERS, PAYLOAD_ERRORS, Rejection, explain
@@ -38,7 +43,8 @@ class Decoded:
 
     samples: Samples | None
     events: Events | None
-    states: States | None
+    states: SeriesRows | None
+    counters: SeriesRows | None
     rejections: Mapping[int, Rejection]
 
 
@@ -46,8 +52,9 @@ def decode(payloads: Sequence[bytes], domain: Domain) -> Decoded:
     """The rows of raw payloads. A payload that cannot be read, or on which the domain fails, raises nothing."""
     samples = SampleReader(domain.samples) if domain.samples else None
     events = EventReader(domain.events) if domain.events else None
-    states = StateReader(domain.states) if domain.states else None
-    readers: list[Reader] = [reader for reader in (samples, events, states) if reader is not None]
+    states = SeriesReader(domain.states, state_values) if domain.states else None
+    counters = SeriesReader(domain.counters, reading_values) if domain.counters else None
+    readers: list[Reader] = [reader for reader in (samples, events, states, counters) if reader is not None]
     rejections: dict[int, Rejection] = {}
     for first in range(0, len(payloads), CHUNK_PAYLOADS):
         _decode_chunk(payloads[first : first + CHUNK_PAYLOADS], first, domain, readers, rejections)
@@ -60,7 +67,11 @@ def decode(payloads: Sequence[bytes], domain: Domain) -> Decoded:
     its_events = events.result(twice, before) if events else None
     if its_events:
         before = before + np.bincount(its_events.row, minlength=len(before))
-    return Decoded(its_samples, its_events, states.result(twice, before) if states else None, rejections)
+    its_states = states.result(twice, before) if states else None
+    if its_states:
+        before = before + np.bincount(its_states.row, minlength=len(before))
+    its_counters = counters.result(twice, before) if counters else None
+    return Decoded(its_samples, its_events, its_states, its_counters, rejections)
 
 
 def decode_samples(payloads: Sequence[bytes], domain: Domain) -> Samples:
