@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from analytics_pipeline.records import HOUR, hour_of, to_us
+from analytics_pipeline.records import DERIVED, HOUR, hour_of, to_us
 from analytics_pipeline.storage.engine import connection
 from analytics_pipeline_tests.counter_invariants import (
     assert_counters_equal_reference,
@@ -171,6 +171,20 @@ def test_a_rebuild_that_loses_the_last_reading_changes_the_next_hour(env: Enviro
     env.pipeline.rebuild(ALL[:1])
     env.pipeline.settle()
     assert hourly(env) == [(ALL[0], None, "first_reading"), (ALL[3], 30, None)]
+
+
+def test_an_hour_of_a_slice_that_loses_its_readings_leaves_those_before_it(env: Environment) -> None:
+    """Between both hours of the slice, and before them, are others."""
+    for minute, count in ((10, 100), (70, 110), (200, 130)):
+        show(env, minute, count)
+    with connection(env.pipeline.engine) as conn, conn.cursor() as cursor:
+        cursor.execute("DELETE FROM raw_events WHERE event_time = %s", (at(70),))
+        conn.commit()
+    for asset in DERIVED[:2]:
+        assert not env.pipeline.deriver.derive_hours(asset, [ALL[1], ALL[3]], "full", "test").errors
+    assert hourly(env) == [(ALL[0], None, "first_reading"), (ALL[3], 30, None)]
+    env.pipeline.settle()
+    assert_live_equals_rebuild(env.pipeline)
 
 
 @pytest.mark.parametrize("seed", range(12))

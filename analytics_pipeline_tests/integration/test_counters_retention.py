@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -30,9 +31,10 @@ def env(opened_counters: Environment) -> Environment:
     return opened_counters
 
 
-def expire(env: Environment, floor: datetime) -> None:
+def expire(env: Environment, floor: datetime, look_back: timedelta = timedelta()) -> None:
+    """Windows stay for the look-back below the floor."""
     with connection(env.pipeline.engine) as conn:
-        retention.expire(conn, ["counters", "press"], floor + timedelta(days=1), 1)
+        retention.expire(conn, ["counters", "press"], floor + timedelta(days=1), 1, look_back=look_back)
 
 
 def assert_kept_right(env: Environment, first: int) -> None:
@@ -85,7 +87,10 @@ def test_a_reading_whose_windows_are_pending_when_it_goes_is_counted_on_from(
     assert_kept_right(env, 3)
 
 
-def test_a_reading_that_is_gone_when_its_windows_go_is_not_counted_on_from(env: Environment) -> None:
+@pytest.mark.parametrize("look_back", [timedelta(), timedelta(days=1)])
+def test_a_reading_that_is_gone_when_its_windows_go_is_not_counted_on_from(
+    env: Environment, look_back: timedelta
+) -> None:
     for minute, count in ((10, 100), (70, 120), (200, 150)):
         show(env, minute, count)
     with connection(env.pipeline.engine) as conn, conn.cursor() as cursor:
@@ -93,9 +98,9 @@ def test_a_reading_that_is_gone_when_its_windows_go_is_not_counted_on_from(env: 
         conn.commit()
     for hour in ALL[:2]:
         env.pipeline.deriver.derive("normalized_measurements", hour, "full", "test")
-    expire(env, ALL[3])
+    expire(env, ALL[3], look_back)
     env.pipeline.settle()
-    assert hourly(env) == [(ALL[3], None, "first_reading")]
+    assert hourly(env)[-1] == (ALL[3], None, "first_reading")
 
 
 def test_a_domain_that_is_disabled_while_hours_go_keeps_its_last_readings(env: Environment) -> None:
@@ -144,17 +149,16 @@ def _expire_in_part(env: Environment, floor: datetime, commits: int) -> bool:
 def test_an_hour_that_is_computed_while_readings_are_carried_misses_none(
     env: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its snapshot is of between the raised floor and what is carried then."""
-    from concurrent.futures import ThreadPoolExecutor
-
+    """Its snapshot is of between the raised floor and what is carried then; it commits before anything is deleted."""
     show(env, 10, 100)
     send(env, counters.message(at(70), 120), counters.message(at(200), 150))
     env.normalize()
-    raised, carry = Gate(), readings_at_floor.carry
+    raised, carried, carry = Gate(), Gate(), readings_at_floor.carry
 
     def carrying(*arguments: Any) -> None:
         raised.hold()
         carry(*arguments)
+        carried.hold()
 
     monkeypatch.setattr(readings_at_floor, "carry", carrying)
     protocol, gate = env.pipeline.deriver.protocol, env.pipeline.deriver.protocol._gate
@@ -164,11 +168,13 @@ def test_an_hour_that_is_computed_while_readings_are_carried_misses_none(
 
         def carried_meanwhile(*arguments: Any) -> Any:
             raised.let_go()
-            expiring.result(PATIENCE_S)
+            carried.wait_until_reached()
             return gate(*arguments)
 
         monkeypatch.setattr(protocol, "_gate", carried_meanwhile)
         env.pipeline.deriver.derive("window_aggregates", ALL[3], "incremental", "test")
+        carried.let_go()
+        expiring.result(PATIENCE_S)
     monkeypatch.undo()
     env.pipeline.settle()
     assert hourly(env) == [(ALL[3], 30, None)]
