@@ -55,7 +55,7 @@ def rows_of(decoded: Decoded) -> dict[str, list[Any]]:
         found["events"] = [(row, *event) for row, event in zip(events.row.tolist(), events.frame.rows(), strict=True)]
     if states:
         series = [states.keys[at] for at in states.series.tolist()]
-        found["states"] = list(zip(states.row.tolist(), series, states.state.to_list(), strict=True))
+        found["states"] = list(zip(states.row.tolist(), series, states.values["state"].to_list(), strict=True))
     return found
 
 

@@ -20,12 +20,13 @@ _SCANS = {"Seq Scan", "Index Scan", "Index Only Scan", "Bitmap Heap Scan", "Samp
 
 @dataclass(frozen=True)
 class Scan:
-    """One place of a plan where rows of a table are read, and by which condition on an index (empty: none)."""
+    """One place of a plan where rows of a table are read, and by which condition on which index (empty: none)."""
 
     table: str
     node: str
     by: str
     statement: str
+    index: str = ""
 
 
 @dataclass
@@ -36,7 +37,8 @@ class Plans:
 
     def add(self, statement: str, plan: dict[str, Any]) -> None:
         if plan["Node Type"] in _SCANS:
-            self.scans.append(Scan(plan["Relation Name"], plan["Node Type"], _condition(plan), statement))
+            index = plan.get("Index Name", "")
+            self.scans.append(Scan(plan["Relation Name"], plan["Node Type"], _condition(plan), statement, index))
         for child in plan.get("Plans", ()):
             self.add(statement, child)
 

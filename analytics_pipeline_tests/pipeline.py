@@ -37,6 +37,10 @@ DERIVED_TABLES = {
     "state_changes": 'domain_id, event_time, series_id, state, kafka_time, log_id, "offset", ordinal',
     "state_durations": "domain_id, window_s, bucket_start, series_id, state, duration_us",
     "carried_states": "domain_id, bucket_start, series_id, state",
+    "counter_readings": 'domain_id, event_time, series_id, reading, kafka_time, log_id, "offset", ordinal',
+    "counter_increments": "domain_id, window_s, bucket_start, series_id, increment, reason, readings, resets, "
+    "roll_overs, swaps, unknown_n, gaps_spanned, last_time, last_reading",
+    "carried_readings": "domain_id, series_id, event_time, reading",
     "anomalies": "domain_id, bucket_start, window_s, series_id, detector, anomaly_id, severity, value, score, detail",
     "kpis": "domain_id, bucket_start, window_s, tenant_id, factory_id, machine_id, kpi, value, numerator, "
     "denominator, unit, reason",

@@ -184,6 +184,20 @@ CREATE TABLE IF NOT EXISTS state_changes (
 );
 CREATE INDEX IF NOT EXISTS state_changes_time ON state_changes USING brin (event_time timestamptz_minmax_multi_ops);
 
+CREATE TABLE IF NOT EXISTS counter_readings (
+    domain_id  integer NOT NULL,
+    event_time timestamptz NOT NULL,
+    series_id  bigint NOT NULL,                  -- its metric is what is counted
+    reading    bigint NOT NULL,
+    kafka_time timestamptz NOT NULL,
+    log_id     integer NOT NULL,
+    "offset"   bigint NOT NULL,
+    ordinal    integer NOT NULL,
+    PRIMARY KEY (domain_id, event_time, series_id)
+);
+CREATE INDEX IF NOT EXISTS counter_readings_time ON counter_readings
+    USING brin (event_time timestamptz_minmax_multi_ops);
+
 -- A window with only bad samples has count_n 0, and NaN in its figures.
 CREATE TABLE IF NOT EXISTS window_aggregates (
     domain_id     integer NOT NULL,
@@ -270,6 +284,48 @@ CREATE INDEX IF NOT EXISTS carried_states_time ON carried_states
 CREATE TABLE IF NOT EXISTS state_clock (
     domain_id integer PRIMARY KEY,
     until     timestamptz NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS counter_increments (
+    domain_id    integer NOT NULL,
+    window_s     integer NOT NULL,
+    bucket_start timestamptz NOT NULL,
+    series_id    bigint NOT NULL,
+    increment    bigint,                         -- NULL with a reason where nothing is known: unknown is not zero
+    reason       text,
+    readings     bigint NOT NULL,
+    resets       bigint NOT NULL,
+    roll_overs   bigint NOT NULL,
+    swaps        bigint NOT NULL,
+    unknown_n    bigint NOT NULL,
+    gaps_spanned bigint NOT NULL,
+    last_time    timestamptz NOT NULL,
+    last_reading bigint NOT NULL,
+    revision     integer NOT NULL DEFAULT 0,
+    updated_at   timestamptz NOT NULL DEFAULT now(),
+    CHECK ((increment IS NULL) = (reason IS NOT NULL)),
+    PRIMARY KEY (domain_id, window_s, bucket_start, series_id)
+) WITH (fillfactor = 70);  -- as window_aggregates
+CREATE INDEX IF NOT EXISTS counter_increments_time ON counter_increments
+    USING brin (bucket_start timestamptz_minmax_multi_ops);
+-- The last window of a series before a time, and the first one after it, however far that is.
+CREATE INDEX IF NOT EXISTS counter_increments_series ON counter_increments
+    (domain_id, window_s, series_id, bucket_start);
+
+-- Of each series the last reading below counter_floor, from which the first one above it counts on. Written by
+-- retention before what is below goes, one row per series; no hypertable, because it is looked up by series alone.
+CREATE TABLE IF NOT EXISTS carried_readings (
+    domain_id  integer NOT NULL,
+    series_id  bigint NOT NULL,
+    event_time timestamptz NOT NULL,
+    reading    bigint NOT NULL,
+    PRIMARY KEY (domain_id, series_id)
+);
+
+-- Below it, what is known of counters is in carried_readings and nowhere else.
+CREATE TABLE IF NOT EXISTS counter_floor (
+    domain_id  integer PRIMARY KEY,
+    floor_hour timestamptz NOT NULL
 );
 
 CREATE TABLE IF NOT EXISTS anomalies (

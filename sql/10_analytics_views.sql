@@ -155,6 +155,32 @@ SELECT x.bucket_start,
        x.duration_us / 1e6 AS duration_s, x.revision, x.updated_at
 FROM state_durations x JOIN measurement_series s USING (domain_id, series_id) JOIN domain_number d USING (domain_id);
 
+-- What counters counted. increment: NULL with a reason where it is unknown throughout; where only some of it is, the
+-- rest, and unknown_n says of how many readings it is unknown.
+CREATE OR REPLACE VIEW analytics_counter AS
+SELECT c.bucket_start,
+       c.bucket_start + make_interval(secs => c.window_s) AS bucket_end,
+       c.window_s,
+       d.domain, s.tenant_id, s.factory_id, s.machine_id, s.station_id, s.sensor_id, s.metric, s.unit,
+       c.increment, c.reason, c.readings, c.resets, c.roll_overs, c.swaps, c.unknown_n, c.gaps_spanned,
+       c.last_reading, c.last_time, c.revision,
+       CASE
+           WHEN c.revision > 0 THEN 'revised ' || c.revision
+           WHEN w.final_until >= c.bucket_start + make_interval(secs => c.window_s) AND u.hour IS NULL THEN 'final'
+           ELSE 'provisional'
+       END AS state,
+       c.updated_at
+FROM counter_increments c
+JOIN measurement_series s USING (domain_id, series_id)
+JOIN domain_number d USING (domain_id)
+LEFT JOIN domain_watermark w ON w.domain = d.domain
+LEFT JOIN LATERAL (
+    SELECT u.hour FROM unsettled_hour u
+    WHERE u.domain_id = c.domain_id AND u.hour > c.bucket_start - interval '1 hour'
+      AND u.hour < c.bucket_start + make_interval(secs => c.window_s)
+    LIMIT 1
+) u ON true;
+
 -- Where each partition stands, under the name that the services before this one used.
 CREATE OR REPLACE VIEW worker_checkpoints AS
 SELECT s.value AS consumer_group,

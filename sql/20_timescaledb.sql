@@ -21,6 +21,8 @@ BEGIN
             ('normalized_events', 'event_time', interval '1 day'),
             ('window_aggregates', 'bucket_start', interval '7 days'),
             ('state_changes', 'event_time', interval '7 days'),
+            ('counter_readings', 'event_time', interval '1 day'),
+            ('counter_increments', 'bucket_start', interval '7 days'),
             ('event_rollups', 'bucket_start', interval '7 days'),
             ('state_durations', 'bucket_start', interval '7 days'),
             ('carried_states', 'bucket_start', interval '28 days'),

@@ -15,8 +15,9 @@ from analytics_pipeline.tables import TableSpec
 #:   same hour       the rows of that hour that are computed from it
 #:   look-back       later hours of the domain within the longest look-back of its detectors
 #:   carried state   the next hours, as long as the state that a series has at their beginning changes
+#:   next reading    the window of the next reading of a counter, in whatever later hour
 #:   longer windows  windows longer than an hour that hold it: they belong to the hour in which they begin
-Reach = Literal["same hour", "look-back", "carried state", "longer windows"]
+Reach = Literal["same hour", "look-back", "carried state", "next reading", "longer windows"]
 
 #: What becomes of a row that fails the gate.
 #:   dead letter     the row stays out, with its reason; the others are written

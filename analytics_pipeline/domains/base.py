@@ -159,6 +159,29 @@ def sample_key_of(sample_id: str, replicate: str | None = None) -> int:
     return int.from_bytes(digest, "big") % _SAMPLE_KEYS + 1
 
 
+@dataclass(frozen=True, slots=True)
+class CounterLimits:
+    """What is declared of the counters of one metric.
+
+    Attributes:
+        modulus: the reading at which it begins at zero again, 100000 of five digits; None: it is not known to.
+        max_rate_per_s: the most that it can count in a second; None: unknown.
+
+    Raises:
+        ValueError: no modulus or rate that a counter can have.
+    """
+
+    metric: str
+    modulus: int | None = None
+    max_rate_per_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.modulus is not None and not 0 < self.modulus < 1 << 63:
+            raise ValueError(f"modulus of {self.metric!r}: above 0 and below 2^63, not {self.modulus}")
+        if self.max_rate_per_s is not None and not 0 < self.max_rate_per_s < float("inf"):
+            raise ValueError(f"max_rate_per_s of {self.metric!r}: above 0 and finite, not {self.max_rate_per_s}")
+
+
 def canonical_json(value: Any) -> str:
     """JSON text that is the same for the same content: keys sorted, no spaces."""
     return msgspec.json.encode(value, order="sorted").decode()
@@ -205,6 +228,9 @@ class Domain:
         series_attributes: what is known of a series beside its identity, as (series, JSON object): what the last
             message said is kept in ``series_attributes``, without history.
         defaults: tenant and factory of payloads that name none.
+        counters: the readings of counters that a payload tells, in a stable order: (series, whole number); the
+            series' metric is what is counted. None: it has none.
+        counter_limits: what is declared of them, by metric.
         event_identity: which fields of an `Event` identify one without an id, beside its time.
         detectors: evaluate the base windows.
         expectations: what its gates expect beyond what every domain's expect (``quality/suites.py``).
@@ -212,7 +238,7 @@ class Domain:
         min_gate_rows: … once it holds this many rows: two bad rows of three say little.
         time_zone: of event times that carry none.
         longest_gap_s: how long a value holds when no other follows: beyond it, the time-weighted mean covers
-            nothing.
+            nothing, and what a counter counted is said to span a gap.
         split: for payloads that carry samples of many times: the elements of one payload, each with its time and
             a text that ``envelope``, ``event_time`` and ``payload`` read alone, giving the same time; what the
             elements share is repeated in each. Every element is a raw event of its own. None: a payload is one.
@@ -238,10 +264,15 @@ class Domain:
     series_attributes: Callable[[Any], Sequence[tuple[SeriesTuple, str]]] | None = None
     defaults: Defaults = DEFAULTS
     rated: bool = False
+    counters: Callable[[Any], Sequence[tuple[SeriesTuple, int]]] | None = None
+    counter_limits: tuple[CounterLimits, ...] = ()
 
     def __post_init__(self) -> None:
-        if not (self.samples or self.events or self.states):
-            raise ValueError(f"domain {self.name!r} yields nothing: give it samples, events or states")
+        if not (self.samples or self.events or self.states or self.counters):
+            raise ValueError(f"domain {self.name!r} yields nothing: give it samples, events, states or counters")
+        declared = [one.metric for one in self.counter_limits]
+        if len(set(declared)) < len(declared):
+            raise ValueError(f"domain {self.name!r}: counter_limits name a metric twice: {', '.join(declared)}")
 
     @property
     def history(self) -> timedelta:

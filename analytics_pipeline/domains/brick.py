@@ -72,7 +72,6 @@ def _states(production: Production) -> Sequence[tuple[SeriesTuple, str]]:
     return [(_series(production, kind), state) for kind, state in told if state is not None]
 
 
-# Once domains may yield counters: counters=counters.
 DOMAIN = Domain(
     name="brick",
     topics=("production.bricks",),
@@ -81,5 +80,6 @@ DOMAIN = Domain(
     payload=Production,
     samples=_samples,
     states=_states,
+    counters=counters,
     detectors=(RobustZScore(), SpecLimits()),
 )

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from analytics_pipeline.assets.measurements.series_rows import NOT_INT64, NOT_WHOLE
 from analytics_pipeline.domains.base import Domain, Expect
 from analytics_pipeline.quality.gates import GateError, GateSuite, required
 from analytics_pipeline.records import AssetName
@@ -76,11 +77,13 @@ def suite_for(
       samples may have no value, ``without_value``: such a value is in every range
     * normalized_events: `EVENT_NAMES`, ``event_id, properties, value``
     * state_changes: as normalized_measurements, with ``state`` instead of ``value``
+    * counter_readings: as normalized_measurements, with ``reading`` and ``fault`` instead of ``value``
     * window_aggregates: ``count_n, avg_val, m2, min_val, max_val, p50, p95, p99, coverage`` and ``bad_n, uncertain_n,
       censored_n, late_n``
     * event_rollups: ``count_n, value_n, sum_val``
     * state_durations: ``duration_us, window_s``
     * carried_states: ``state``
+    * counter_increments: ``increment, reason, readings, resets, roll_overs, swaps, unknown_n, gaps_spanned``
     * anomalies: ``severity, value, score``
     * kpis: ``kpi, value, reason, numerator, denominator``
     """
@@ -187,6 +190,15 @@ _COMMON: Mapping[str, tuple[Expect, ...]] = {
         _between("normalized_measurements", "longest_name_bytes", "name_too_long", max_value=MAX_NAME_BYTES),
         _between("normalized_measurements", "nul_characters", "nul_character", max_value=0),
     ),
+    "counter_readings": (
+        _between("normalized_measurements", "not_whole", "reading_not_whole", max_value=0),
+        _between("normalized_measurements", "not_int64", "reading_out_of_range", max_value=0),
+        _between("normalized_measurements", "reading", "reading_negative", min_value=0),
+        _between("normalized_measurements", "metric_bytes", "metric_missing", min_value=1),
+        _between("normalized_measurements", "shortest_name_bytes", "name_empty", min_value=1),
+        _between("normalized_measurements", "longest_name_bytes", "name_too_long", max_value=MAX_NAME_BYTES),
+        _between("normalized_measurements", "nul_characters", "nul_character", max_value=0),
+    ),
     "event_rollups": (
         _between("window_aggregates", "count_n", "window_empty", min_value=1, max_value=LARGEST),
         _between("window_aggregates", "value_surplus", "more_values_than_events", max_value=0),
@@ -198,6 +210,12 @@ _COMMON: Mapping[str, tuple[Expect, ...]] = {
         _between("window_aggregates", "surplus_us", "longer_than_its_window", max_value=0),
     ),
     "carried_states": (_between("window_aggregates", "state_bytes", "state_missing", min_value=1),),
+    "counter_increments": (
+        _between("window_aggregates", "readings", "window_empty", min_value=1),
+        _between("window_aggregates", "increment", "increment_negative", min_value=0),
+        _between("window_aggregates", "unexplained", "null_without_reason", max_value=0),
+        _between("window_aggregates", "surplus", "more_increments_than_readings", max_value=0),
+    ),
     "window_aggregates": (
         _between("window_aggregates", "samples", "window_empty", min_value=1, max_value=LARGEST),
         _between("window_aggregates", "smallest_count", "count_negative", min_value=0),
@@ -293,6 +311,28 @@ def _state_measures(frame: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def _reading_measures(frame: pl.DataFrame) -> pl.DataFrame:
+    names = frame if "metric_bytes" in frame.columns else name_measures(frame)
+    faults = (("not_whole", NOT_WHOLE), ("not_int64", NOT_INT64))
+    fault = [(frame["fault"] == code).cast(pl.Int64).alias(name) for name, code in faults]
+    return names.select("metric_bytes", "shortest_name_bytes", "longest_name_bytes", "nul_characters").with_columns(
+        frame["reading"], *fault
+    )
+
+
+def _increment_measures(frame: pl.DataFrame) -> pl.DataFrame:
+    """Each reading is counted in one way, and what is unknown has a reason."""
+    kinds = pl.col("resets") + pl.col("roll_overs") + pl.col("unknown_n")
+    unknown, readings = pl.col("unknown_n"), pl.col("readings")
+    surplus = (kinds - readings, pl.col("swaps") - unknown, pl.col("gaps_spanned") - readings)
+    return frame.select(
+        "readings",
+        "increment",
+        (pl.col("increment").is_null() == pl.col("reason").is_null()).cast(pl.Int64).alias("unexplained"),
+        pl.max_horizontal(surplus).alias("surplus"),
+    )
+
+
 def _rollup_measures(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.select(
         *required("count_n"),
@@ -360,9 +400,11 @@ _MEASURES: Mapping[str, Measures] = {
     "normalized_measurements": _measurement_measures,
     "normalized_events": _event_measures,
     "state_changes": _state_measures,
+    "counter_readings": _reading_measures,
     "event_rollups": _rollup_measures,
     "state_durations": _duration_measures,
     "carried_states": _carried_measures,
+    "counter_increments": _increment_measures,
     "window_aggregates": _window_measures,
     "anomalies": _anomaly_measures,
     "kpis": _kpi_measures,

@@ -17,7 +17,7 @@ from analytics_pipeline.assets.measurements.spec import EVENT_IDENTITIES as IDEN
 from analytics_pipeline.assets.windows.spec import CARRIED
 from analytics_pipeline.errors import BelowRetentionError
 from analytics_pipeline.records import DERIVED, HOUR, RAW_EVENTS, AssetName, hour_of
-from analytics_pipeline.storage import chunks, states_at_floor, window_sizes
+from analytics_pipeline.storage import chunks, readings_at_floor, states_at_floor, window_sizes
 from analytics_pipeline.storage.engine import Connection
 from analytics_pipeline.storage.input_versions import raise_version
 from analytics_pipeline.storage.locks import EVENT_IDENTITIES, lock_domain_commits
@@ -150,6 +150,7 @@ def expire(
         return Expired()
     _raise_floor(conn, domains, floor)
     states_at_floor.hand_on(conn, floor)
+    readings_at_floor.carry(conn, floor)
     expired = Expired(floor)
     hours = _hours_below(conn, floor)
     announce(hours)

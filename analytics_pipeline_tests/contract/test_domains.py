@@ -87,13 +87,16 @@ def read(domain: Domain, *payloads: bytes) -> Read:
     its: list[tuple[int, tuple[Any, ...]]] = []
     if one := decoded.samples:
         keys = [one.keys[series] for series in one.series]
-        columns = (["sample"] * len(keys), keys, one.value, one.sample_key, one.quality)
+        quality = np.zeros(len(keys), np.int8) if one.quality is None else one.quality
+        columns = (["sample"] * len(keys), keys, one.value, one.sample_key, quality)
         its += zip(one.row, zip(*columns, strict=True), strict=True)
     if other := decoded.events:
         its += zip(other.row, [("event", *event) for event in other.frame.rows()], strict=True)
-    if changes := decoded.states:
-        keys = [changes.keys[series] for series in changes.series]
-        its += zip(changes.row, zip(["state"] * len(keys), keys, changes.state, strict=True), strict=True)
+    for kind, told in (("state", decoded.states), ("counter", decoded.counters)):
+        if told:
+            keys = [told.keys[series] for series in told.series]
+            columns = ([kind] * len(keys), keys, told.values.to_series(0).to_list())
+            its += zip(told.row, zip(*columns, strict=True), strict=True)
     for row, content in its:
         found.rows.setdefault(origin[kept[row]], []).append(content)
     return found
@@ -148,7 +151,7 @@ def test_the_documented_payload_is_read_and_shows_every_kind_that_it_yields(doma
     found = read(domain, json.dumps(example(domain)).encode())
     assert found.rejections == {}
     assert found.times[0]
-    kinds = {"sample": domain.samples, "event": domain.events, "state": domain.states}
+    kinds = {"sample": domain.samples, "event": domain.events, "state": domain.states, "counter": domain.counters}
     assert {row[0] for row in found.rows[0]} >= {kind for kind, takes in kinds.items() if takes}
 
 
@@ -174,8 +177,8 @@ def test_rows_are_the_same_each_time_and_differ_in_their_identity(domain: Domain
             assert isinstance(json.loads(event.properties), dict)
             continue
         assert SeriesKey(*content[0]).metric
-        if kind == "state":
-            assert content[1]
+        if kind in ("state", "counter"):
+            assert content[1] if kind == "state" else isinstance(content[1], int)
             continue
         _, value, _, quality = content
         assert quality in range(len(QUALITIES))

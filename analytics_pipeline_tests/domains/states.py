@@ -4,8 +4,8 @@
 
     {"time": "2025-08-20T03:12:00Z", "machine": "m-1", "kind": "mode", "state": "running", "gauge": 3.5, "id": "c-1"}
 
-Without ``machine`` it is a heartbeat. Other domains than the plain one read a sample from ``gauge`` as well, or an
-event from the change, with the id ``id``.
+Without ``machine`` it is a heartbeat. Other domains than the plain one read a sample from ``gauge`` as well, and a
+counter, or an event from the change, with the id ``id``.
 """
 
 from __future__ import annotations
@@ -50,6 +50,10 @@ def _samples(payload: Change) -> Sequence[tuple[SeriesTuple, float, int]]:
     return ((("t1", "f1", payload.machine, None, None, "gauge", None), payload.gauge, 0),)
 
 
+def _counters(payload: Change) -> Sequence[tuple[SeriesTuple, int]]:
+    return [(series, int(value)) for series, value, _ in _samples(payload)]
+
+
 def _events(payload: Change) -> Sequence[EventTuple]:
     if payload.machine is None:
         return ()
@@ -77,4 +81,11 @@ DOMAIN = Domain(
 GAUGED = replace(DOMAIN, name="gauged", topics=("gauged",), samples=_samples)
 
 #: The same, with everything that a domain may yield.
-EVERYTHING = replace(GAUGED, name="everything", topics=("everything",), events=_events, detectors=SENSOR.detectors)
+EVERYTHING = replace(
+    GAUGED,
+    name="everything",
+    topics=("everything",),
+    events=_events,
+    counters=_counters,
+    detectors=SENSOR.detectors,
+)

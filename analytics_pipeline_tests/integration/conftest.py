@@ -23,7 +23,7 @@ from analytics_pipeline.settings import Settings, load_settings
 from analytics_pipeline.storage.migrate import migrate
 from analytics_pipeline_tests.conftest import DatabaseServer, KafkaServer
 from analytics_pipeline_tests.dagster_ui import Ui, wait_for
-from analytics_pipeline_tests.domains import events, open_domains, states
+from analytics_pipeline_tests.domains import counters, events, open_domains, states
 from analytics_pipeline_tests.domains.copies import PRESS
 from analytics_pipeline_tests.environments import Environment as PipelineEnvironment
 from analytics_pipeline_tests.pipeline import reading, send
@@ -165,6 +165,14 @@ def opened(postgres_server: DatabaseServer, kafka_broker: KafkaServer) -> Iterat
 def opened_states(postgres_server: DatabaseServer, kafka_broker: KafkaServer) -> Iterator[PipelineEnvironment]:
     """As `opened`: a domain of states beside one of samples."""
     domains, sizes = [states.DOMAIN, PRESS], [300, 900, 3600, 7200]
+    with open_domains(postgres_server, kafka_broker.bootstrap_servers, domains, windows=sizes) as it:
+        yield it
+
+
+@pytest.fixture(scope="module")
+def opened_counters(postgres_server: DatabaseServer, kafka_broker: KafkaServer) -> Iterator[PipelineEnvironment]:
+    """As `opened`: a domain of counters beside one of samples."""
+    domains, sizes = [counters.DOMAIN, PRESS], [60, 300, 3600, 7200]
     with open_domains(postgres_server, kafka_broker.bootstrap_servers, domains, windows=sizes) as it:
         yield it
 

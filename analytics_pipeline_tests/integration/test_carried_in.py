@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("quick_gates")
 
 @pytest.fixture(scope="module")
 def opened(postgres_server: DatabaseServer, kafka_broker: KafkaServer) -> Iterator[Environment]:
-    with open_domains(postgres_server, kafka_broker.bootstrap_servers, [PRESS, counters.DOMAIN]) as it:
+    with open_domains(postgres_server, kafka_broker.bootstrap_servers, [PRESS, counters.GAUGED]) as it:
         yield it
 
 
@@ -158,7 +158,7 @@ def test_neighbouring_hours_computed_at_once_carry_what_was_committed_last(
 def count(env: Environment, hours: float, value: int, kafka_s: int = 0) -> None:
     stamp = int((START + 10 * HOUR + timedelta(seconds=kafka_s)).timestamp() * 1000)
     message = counters.message(START + timedelta(hours=hours, seconds=18), value)
-    env.send([message], topic=topic_of(env, "counters"), timestamp=stamp)
+    env.send([message], topic=topic_of(env, "slow"), timestamp=stamp)
     env.drain()
 
 
@@ -195,16 +195,16 @@ def test_hours_apart_computed_at_once_carry_what_was_committed_last(
     assert_live_equals_rebuild(env.pipeline)
 
 
-def test_counters_that_are_reset_are_plain_measurements(env: Environment) -> None:
+def test_counters_may_be_measurements_as_well(env: Environment) -> None:
     shown = list(counters.with_resets([70] * 60, 1000))
     assert min(shown[20:]) < max(shown[:20]), "it was reset"
     for hour in range(3):
         for step, value in enumerate(shown):
             message = counters.message(START + HOUR * hour + timedelta(minutes=step), value)
-            env.send([message], topic=topic_of(env, "counters"))
+            env.send([message], topic=topic_of(env, "slow"))
         env.drain()
         env.pipeline.settle()
-    assert env.pipeline.count("normalized_measurements") == 180
+    assert env.pipeline.count("normalized_measurements") == env.pipeline.count("counter_readings") == 180
     assert_live_equals_rebuild(env.pipeline)
 
 

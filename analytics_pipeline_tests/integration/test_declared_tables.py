@@ -27,6 +27,7 @@ DERIVED_TABLES = {table.name for spec in ASSETS if spec.name != RAW_EVENTS for t
 EXCEPTIONS = {
     "storage/retention.py": "which column each table expires by",
     "storage/states_at_floor.py": "what retention keeps of what it deletes",
+    "storage/readings_at_floor.py": "what retention keeps of what it deletes",
     "storage/profile.py": "what the pages of Dagster and doctor count, by name of the asset",
     "storage/window_sizes.py": "what the migration does to windows of sizes that are no longer wanted",
     "cli/_demo_data.py": "the demo's own questions",

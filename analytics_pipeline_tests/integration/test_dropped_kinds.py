@@ -28,6 +28,7 @@ TABLES = {
     "samples": ("normalized_measurements", "window_aggregates", "anomalies", "kpis"),
     "events": ("normalized_events", "event_identities", "event_rollups"),
     "states": ("state_changes", "state_durations", "carried_states"),
+    "counters": ("counter_readings", "counter_increments"),
 }
 
 
@@ -97,6 +98,7 @@ def longer_windows(env: Environment) -> dict[str, float]:
         ("samples", "window_aggregates", "count_n"),
         ("events", "event_rollups", "count_n"),
         ("states", "state_durations", "duration_us"),
+        ("counters", "counter_increments", "readings"),
     ):
         query = f"SELECT sum({column})::float8 FROM {table} WHERE window_s = %s AND bucket_start = %s"
         ((found[kind],),) = env.pipeline.query(query, 2 * HOUR_S, ALL[0])

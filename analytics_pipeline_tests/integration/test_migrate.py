@@ -183,6 +183,7 @@ def test_a_reader_sees_the_public_views_and_nothing_else(
         "iot_measurements",
         "lab_results",
         "recent_events",
+        "analytics_counter",
         "worker_checkpoints",
         "topic_watermark",
         "domain_watermark",

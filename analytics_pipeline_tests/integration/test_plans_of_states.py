@@ -32,7 +32,8 @@ from analytics_pipeline_tests.integration.test_plans import (
 )
 from analytics_pipeline_tests.quick_gate import use_quick_gates
 
-DOMAINS = [replace(states.EVERYTHING, name=f"plant{n}", topics=(f"plant{n}",), samples=None) for n in range(10)]
+PLANT = replace(states.EVERYTHING, samples=None, counters=None)
+DOMAINS = [replace(PLANT, name=f"plant{n}", topics=(f"plant{n}",)) for n in range(10)]
 MACHINES, CHANGES = 100, 4
 
 #: By table, the columns that a condition on an index may name: all of one of these.

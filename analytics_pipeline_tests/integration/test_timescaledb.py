@@ -21,6 +21,8 @@ HYPERTABLES = {
     "event_rollups",
     "state_durations",
     "carried_states",
+    "counter_readings",
+    "counter_increments",
 }
 KPI = (
     "INSERT INTO kpis (bucket_start, window_s, domain_id, kpi, value, unit) "

@@ -47,8 +47,8 @@ PURE = (
 #: What an asset is, and arithmetic about it, is pure and stands below storage; how it is computed stands above.
 PURE_ASSET_MODULES = {"spec", "catalog", "regions", "slices", "__init__"}
 #: A transform is pure wherever it stands, and knows no table.
-TRANSFORMS = {"transform", "payload_bytes", "taken", "samples", "events", "states", "said"}
-TRANSFORMS |= {"event_rollups", "durations", "sample_quality", "window_columns"}
+TRANSFORMS = {"transform", "payload_bytes", "taken", "samples", "events", "series_rows", "said"}
+TRANSFORMS |= {"event_rollups", "durations", "counter_increments", "sample_quality", "window_columns"}
 #: Inside ``assets/``, the order of imports is the order of the data.
 ASSET_FOLDERS = ("raw_events", "measurements", "windows", "anomalies", "kpis")
 #: Only these know Dagster.

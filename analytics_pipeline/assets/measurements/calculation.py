@@ -28,8 +28,8 @@ from analytics_pipeline.assets.measurements.normalized import Chunk, NormalizedT
 from analytics_pipeline.assets.measurements.said_tables import Said
 from analytics_pipeline.assets.measurements.samples import Samples
 from analytics_pipeline.assets.measurements.samples_table import SampleTable
+from analytics_pipeline.assets.measurements.series_tables import CounterTable, StateTable
 from analytics_pipeline.assets.measurements.spec import SPEC, TABLE
-from analytics_pipeline.assets.measurements.states_table import StateTable
 from analytics_pipeline.assets.measurements.transform import Decoded, decode
 from analytics_pipeline.assets.raw_events.transform import Rejection
 from analytics_pipeline.domains.base import Domain
@@ -39,7 +39,7 @@ from analytics_pipeline.storage import dead_letters, raw_events
 from analytics_pipeline.storage.pending_work import Invalidation, Scope
 from analytics_pipeline.storage.raw_events import StoredRows
 
-TABLES: tuple[NormalizedTable[Any], ...] = (SampleTable(), EventTable(), StateTable())
+TABLES: tuple[NormalizedTable[Any], ...] = (SampleTable(), EventTable(), StateTable(), CounterTable())
 
 
 @dataclass

@@ -75,13 +75,17 @@ class SampleTable(NormalizedTable[Samples]):
         return StoredChanges(table.replace_or_merge(context.connection, TABLE, works, parts, rows), rows)
 
     def scope(self, context: Context, work: Work, rows: pl.DataFrame) -> Scope:
-        """The base windows that hold the rows: of their series, or of all where they are many."""
-        base_s = context.settings.base_window_s
-        series = rows["series_id"].unique().sort()
-        spans = merged_spans((start, start + base_s) for start in base_starts_s(work, rows, base_s))
-        if len(series) > min(MAX_SERIES, MAX_SERIES_SHARE * context.series.count(work.domain_id)):
-            return Scope(spans=spans)
-        return Scope(series=tuple(series.to_list()), spans=spans)
+        return windows_scope(context, work, rows)
+
+
+def windows_scope(context: Context, work: Work, rows: pl.DataFrame) -> Scope:
+    """The base windows that hold the rows: of their series, or of all where they are many."""
+    base_s = context.settings.base_window_s
+    series = rows["series_id"].unique().sort()
+    spans = merged_spans((start, start + base_s) for start in base_starts_s(work, rows, base_s))
+    if len(series) > min(MAX_SERIES, MAX_SERIES_SHARE * context.series.count(work.domain_id)):
+        return Scope(spans=spans)
+    return Scope(series=tuple(series.to_list()), spans=spans)
 
 
 def base_starts_s(work: Work, rows: pl.DataFrame, base_s: int) -> list[int]:

@@ -84,14 +84,28 @@ STATES = TableSpec(
     time_column="event_time",
 )
 
+READINGS = TableSpec(
+    name="counter_readings",
+    description="One row per reading of a counter.",
+    columns=(
+        Column("domain_id", "int4", "", "number of the domain"),
+        Column("event_time", "timestamptz", "", "when it was read"),
+        Column("series_id", "int8", "", "number of the series: its metric is what is counted"),
+        Column("reading", "int8", "value", "what the counter showed, in the unit of the series"),
+        *_POSITION,
+    ),
+    key=("domain_id", "event_time", "series_id"),
+    time_column="event_time",
+)
+
 SPEC = AssetSpec(
     name="normalized_measurements",
-    description="Measurements, events and changes of state in canonical form, with their position in Kafka.",
+    description="Measurements, events, changes of state, readings of counters; with their position in Kafka.",
     group="measurements",
     kinds=frozenset({"python", "postgres"}),
     code_version="2",
     reads=("raw_events",),
-    tables=(TABLE, EVENTS, EVENT_IDENTITIES, STATES),
+    tables=(TABLE, EVENTS, EVENT_IDENTITIES, STATES, READINGS),
     edges=(Edge("window_aggregates"),),
     failed_rows="dead letter",
 )

@@ -1,4 +1,4 @@
-"""From raw events to rows: decode, take samples, events and states, keep one row per identity. Pure.
+"""From raw events to rows: decode, take samples, events, states and counters, keep one row per identity. Pure.
 
 A measurement is (series, event time, sample key); what an event is, ``events.py`` says. When the same identity comes
 again, the later one by (Kafka time, position) wins, whatever the order in which they are seen.
@@ -18,7 +18,12 @@ import polars as pl
 from analytics_pipeline.assets.measurements.events import EventReader, Events
 from analytics_pipeline.assets.measurements.said import AttributeReader, Attributes, SampleName, SampleNameReader
 from analytics_pipeline.assets.measurements.samples import SampleReader, Samples
-from analytics_pipeline.assets.measurements.states import StateReader, States
+from analytics_pipeline.assets.measurements.series_rows import (
+    SeriesReader,
+    SeriesRows,
+    reading_values,
+    state_values,
+)
 from analytics_pipeline.assets.measurements.taken import Reader
 from analytics_pipeline.assets.raw_events.payload_bytes import duplicate_keys
 from analytics_pipeline.assets.raw_events.transform import (
@@ -48,7 +53,8 @@ class Decoded:
 
     samples: Samples | None
     events: Events | None
-    states: States | None
+    states: SeriesRows | None
+    counters: SeriesRows | None
     rejections: Mapping[int, Rejection]
     names: Sequence[SampleName] = ()
     attributes: Sequence[Attributes] = ()
@@ -56,12 +62,13 @@ class Decoded:
     def owned(self, defaults: Defaults) -> Decoded:
         """The same, where each row has a tenant: what a payload leaves open is filled in here, for every kind of row;
         of series once per series, so that the way of every message does not pay for it."""
-        samples, events, states = self.samples, self.events, self.states
+        samples, events, states, counters = self.samples, self.events, self.states, self.counters
         return replace(
             self,
             samples=samples and replace(samples, keys=_owned(samples.keys, defaults)),
             events=events and replace(events, frame=_owned_events(events.frame, defaults)),
             states=states and replace(states, keys=_owned(states.keys, defaults)),
+            counters=counters and replace(counters, keys=_owned(counters.keys, defaults)),
             attributes=[one._replace(series=_owned([one.series], defaults)[0]) for one in self.attributes],
         )
 
@@ -70,10 +77,11 @@ def decode(payloads: Sequence[bytes], domain: Domain) -> Decoded:
     """The rows of raw payloads. A payload that cannot be read, or on which the domain fails, raises nothing."""
     samples = SampleReader(domain.samples, domain.rated) if domain.samples else None
     events = EventReader(domain.events) if domain.events else None
-    states = StateReader(domain.states) if domain.states else None
+    states = SeriesReader(domain.states, state_values) if domain.states else None
+    counters = SeriesReader(domain.counters, reading_values) if domain.counters else None
     names = SampleNameReader(domain.sample_names) if domain.sample_names else None
     said = AttributeReader(domain.series_attributes) if domain.series_attributes else None
-    every: tuple[Reader | None, ...] = (samples, events, states, names, said)
+    every: tuple[Reader | None, ...] = (samples, events, states, counters, names, said)
     readers: list[Reader] = [reader for reader in every if reader is not None]
     rejections: dict[int, Rejection] = {}
     for first in range(0, len(payloads), CHUNK_PAYLOADS):
@@ -87,10 +95,14 @@ def decode(payloads: Sequence[bytes], domain: Domain) -> Decoded:
     its_events = events.result(twice, before) if events else None
     if its_events:
         before = before + np.bincount(its_events.row, minlength=len(before))
+    its_states = states.result(twice, before) if states else None
+    if its_states:
+        before = before + np.bincount(its_states.row, minlength=len(before))
     decoded = Decoded(
         samples=its_samples,
         events=its_events,
-        states=states.result(twice, before) if states else None,
+        states=its_states,
+        counters=counters.result(twice, before) if counters else None,
         rejections=rejections,
         names=names.result(twice) if names else (),
         attributes=said.result(twice) if said else (),

@@ -1,4 +1,4 @@
-"""normalized_measurements to the tables of window_aggregates: samples, events and states per window."""
+"""normalized_measurements to the tables of window_aggregates: samples, events, states and counters per window."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from analytics_pipeline.assets.calculation import (
     split_gate,
 )
 from analytics_pipeline.assets.windows import table
+from analytics_pipeline.assets.windows.counter_windows import CounterWindows
 from analytics_pipeline.assets.windows.rollup_windows import RollupWindows
 from analytics_pipeline.assets.windows.sample_windows import SampleWindows
 from analytics_pipeline.assets.windows.spec import SPEC, STATE_TABLES
@@ -34,7 +35,7 @@ from analytics_pipeline.assets.windows.window_table import (
 from analytics_pipeline.records import HOUR_S, HOUR_US, GateResult, Region
 from analytics_pipeline.storage.pending_work import Invalidation, Scope, merged_spans
 
-TABLES: tuple[WindowTable, ...] = (SampleWindows(), RollupWindows(), StateWindows())
+TABLES: tuple[WindowTable, ...] = (SampleWindows(), RollupWindows(), StateWindows(), CounterWindows())
 
 #: By the index of a work, the series of which nothing is written.
 Withheld = dict[int, tuple[int, ...]]

@@ -113,23 +113,49 @@ CARRIED = TableSpec(
     time_column="bucket_start",
 )
 
+INCREMENTS = TableSpec(
+    name="counter_increments",
+    description="One row per series and window that holds a reading: what was counted up to its readings.",
+    columns=(
+        Column("domain_id", "int4", "", "number of the domain"),
+        Column("window_s", "int4", "s", "length of the window"),
+        Column("bucket_start", "timestamptz", "", "begin of the window; the end is exclusive"),
+        Column("series_id", "int8", "", "number of the series: its metric is what is counted"),
+        Column("increment", "int8", "value", "what was counted, as far as it is known; else NULL", nullable=True),
+        Column("reason", "text", "", "why nothing is known: first_reading, swap, overflow", nullable=True),
+        Column("readings", "int8", "1", "readings: each counts from the one before it, of whatever window"),
+        Column("resets", "int8", "1", "falls to near zero: what is shown was counted since"),
+        Column("roll_overs", "int8", "1", "falls across the modulus"),
+        Column("swaps", "int8", "1", "changes that no counting explains: another meter"),
+        Column("unknown_n", "int8", "1", "readings whose increment is unknown: swaps, and the first one of all"),
+        Column("gaps_spanned", "int8", "1", "readings whose last one before is older than the longest gap"),
+        Column("last_time", "timestamptz", "", "event time of the last reading"),
+        Column("last_reading", "int8", "value", "the last reading, from which the next window counts on"),
+    ),
+    key=("domain_id", "window_s", "bucket_start", "series_id"),
+    time_column="bucket_start",
+    bookkeeping=_BOOKKEEPING,
+    touched_sql=", updated_at = clock_timestamp()",
+)
+
 #: What is computed of states, and of nothing else.
 STATE_TABLES = (DURATIONS, CARRIED)
 
 SPEC = AssetSpec(
     name="window_aggregates",
-    description="Per window: count, mean, deviation, extremes and percentiles of series; events; durations of states.",
+    description="Per window: count, mean, deviation, extremes and percentiles of series; events; states; counters.",
     group="measurements",
     kinds=frozenset({"polars", "postgres"}),
     code_version="2",
     reads=("normalized_measurements",),
-    tables=(TABLE, ROLLUPS, DURATIONS, CARRIED),
+    tables=(TABLE, ROLLUPS, DURATIONS, CARRIED, INCREMENTS),
     edges=(
         Edge("anomalies"),
         Edge("anomalies", "look-back"),
         Edge("kpis"),
         Edge("window_aggregates", "longer windows"),
         Edge("window_aggregates", "carried state"),
+        Edge("window_aggregates", "next reading"),
     ),
     plot="window_s = (SELECT min(window_s) FROM window_aggregates)",
 )

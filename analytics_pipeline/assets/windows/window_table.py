@@ -66,7 +66,7 @@ class WindowTable(ABC):
         kind: what it is computed from, as `Domain` names it.
     """
 
-    kind: ClassVar[Literal["samples", "events", "states"]]
+    kind: ClassVar[Literal["samples", "events", "states", "counters"]]
 
     def fed(self, works: Sequence[Work]) -> list[Work]:
         """Those whose domain yields what this is computed from, and those that may hold rows of a time when it did:
