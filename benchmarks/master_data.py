@@ -34,8 +34,9 @@ PROBE_S = 0.02
 
 _WINDOWS_STORED = """
     INSERT INTO partition_state (asset, domain_id, hour, rows, rows_failed, status)
-    SELECT 'window_aggregates', domain_id, %(begins)s + h * interval '1 hour', 100, 0, 'open'
+    SELECT asset, domain_id, %(begins)s + h * interval '1 hour', 100, 0, 'open'
     FROM domain_number CROSS JOIN generate_series(0, %(hours)s - 1) h
+    CROSS JOIN unnest(ARRAY['normalized_measurements', 'window_aggregates']) asset
 """
 _LIMITS = f"""
     INSERT INTO analytics_spec_limits (sensor_id, metric, lsl, usl, valid_from)

@@ -64,13 +64,24 @@ UNION
 SELECT domain_id, hour FROM partition_state
 WHERE asset IN ('normalized_measurements', 'window_aggregates') AND status = 'quarantined';
 
+-- The unit in which figures of a series are. is_known is false where its metric has a canonical unit and nobody said
+-- how the unit that was sent becomes that one: such figures are in the unit as sent.
+CREATE OR REPLACE VIEW series_unit AS
+SELECT s.series_id, s.domain_id, s.tenant_id, s.factory_id, s.machine_id, s.station_id, s.sensor_id, s.metric, s.unit,
+       m.canonical_unit,
+       s.unit IS NULL OR m.canonical_unit IS NULL OR s.unit = m.canonical_unit OR u.unit IS NOT NULL AS is_known
+FROM measurement_series s
+LEFT JOIN (SELECT metric, min(canonical_unit) AS canonical_unit FROM analytics_units GROUP BY metric) m USING (metric)
+LEFT JOIN analytics_units u ON u.metric = s.metric AND u.unit = s.unit;
+
 -- state: provisional until the watermark passes bucket_end plus the allowed lateness, final after that, and
 -- 'revised n' when its values changed n times since it was final. Not final while something below it waits.
 CREATE OR REPLACE VIEW analytics_agg AS
 SELECT a.bucket_start,
        a.bucket_start + make_interval(secs => a.window_s) AS bucket_end,
        a.window_s,
-       d.domain, s.tenant_id, s.factory_id, s.machine_id, s.station_id, s.sensor_id, s.metric, s.unit,
+       d.domain, s.tenant_id, s.factory_id, s.machine_id, s.station_id, s.sensor_id, s.metric,
+       CASE WHEN s.is_known THEN coalesce(s.canonical_unit, s.unit) ELSE s.unit END AS unit,
        a.avg_val, a.min_val, a.max_val, a.count_n,
        CASE WHEN a.count_n > 1 THEN sqrt(a.m2 / (a.count_n - 1)) END AS std_val,
        a.p50, a.p95, a.p99, a.first_val, a.last_val, a.coverage, a.revision,
@@ -82,7 +93,7 @@ SELECT a.bucket_start,
        a.first_time, a.last_time, a.updated_at,
        a.tw_integral / nullif(a.tw_covered_s, 0) AS tw_avg_val, a.tw_integral, a.tw_covered_s
 FROM window_aggregates a
-JOIN measurement_series s USING (domain_id, series_id)
+JOIN series_unit s USING (domain_id, series_id)
 JOIN domain_number d USING (domain_id)
 LEFT JOIN domain_watermark w ON w.domain = d.domain
 LEFT JOIN LATERAL (
@@ -97,9 +108,10 @@ SELECT x.anomaly_id,
        x.bucket_start,
        x.bucket_start + make_interval(secs => x.window_s) AS bucket_end,
        x.window_s,
-       d.domain, s.tenant_id, s.factory_id, s.machine_id, s.station_id, s.sensor_id, s.metric, s.unit,
+       d.domain, s.tenant_id, s.factory_id, s.machine_id, s.station_id, s.sensor_id, s.metric,
+       CASE WHEN s.is_known THEN coalesce(s.canonical_unit, s.unit) ELSE s.unit END AS unit,
        x.detector, x.severity, x.value, x.score, x.detail::jsonb AS detail
-FROM anomalies x JOIN measurement_series s USING (domain_id, series_id) JOIN domain_number d USING (domain_id);
+FROM anomalies x JOIN series_unit s USING (domain_id, series_id) JOIN domain_number d USING (domain_id);
 
 CREATE OR REPLACE VIEW analytics_kpi AS
 SELECT k.bucket_start,

@@ -118,7 +118,8 @@ def assert_everything(scenario: Scenario) -> None:
     assert not scenario.observer.query("SELECT * FROM partition_state WHERE status <> 'open'")
     messages = scenario.observer.query("SELECT coalesce(sum(messages), 0)::int FROM ingest_batch")
     assert messages == [(len(scenario.read()),)]
-    assert not scenario.observer.query("SELECT * FROM spec_limit_edit")
+    assert not scenario.observer.query("SELECT * FROM master_data_commit")
+    assert not scenario.observer.query("SELECT * FROM master_data_edit WHERE version IS NULL")
 
 
 def assert_domain(scenario: Scenario, name: str) -> None:

@@ -118,6 +118,7 @@ SPEC = AssetSpec(
     kinds=frozenset({"polars", "postgres"}),
     code_version="1",
     reads=("normalized_measurements",),
+    reads_master_data=True,
     tables=(TABLE, ROLLUPS, DURATIONS, CARRIED),
     edges=(
         Edge("anomalies"),
