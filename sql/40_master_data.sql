@@ -111,7 +111,9 @@ BEGIN
                    jsonb_populate_recordset(NULL::%1$I, rows) r
             WHERE n.transaction_id = pg_current_xact_id() AND n.version IS NULL AND n.table_name = %1$L
         ), affected AS (
-            SELECT *, false AS stored FROM edited UNION ALL SELECT *, true FROM %1$I WHERE %5$L
+            SELECT *, false AS stored FROM edited
+            UNION ALL
+            SELECT *, true FROM %1$I WHERE %5$L AND ROW(%2$s)::text IN (SELECT ROW(%2$s)::text FROM edited)
         ), placed AS (
             SELECT *, %3$s AS span_begins FROM affected
         ), span AS (
