@@ -131,7 +131,7 @@ def _text(path: Path) -> str:
 
 
 def _hours(imported: Imported) -> str:
-    told = ", ".join(f"{count} hours of {asset}" for asset, count in imported.hours.items())
+    told = ", ".join(f"{count} hour{'s' * (count != 1)} of {asset}" for asset, count in imported.hours.items())
     return told or "nothing, no figure depends on it"
 
 

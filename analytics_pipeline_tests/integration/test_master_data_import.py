@@ -103,7 +103,7 @@ def test_an_import_tells_what_it_changed_and_what_is_computed_again(db: Settings
     header = "sensor_id,metric,gain,valid_from"
     path = put(tmp_path, "calibration", header, "s-1,temp,2,2026-01-01T10:30:00Z", "s-3,temp,2,")
     shown = succeed("master-data", "import", path)
-    assert shown == "calibration: 2 added, 0 changed, 0 removed\ncomputed again: 1 hours of window_aggregates\n"
+    assert shown == "calibration: 2 added, 0 changed, 0 removed\ncomputed again: 1 hour of window_aggregates\n"
     assert fetch(db, "SELECT asset, series, reason FROM pending_work") == [("window_aggregates", [1], "master_data")]
     put(tmp_path, "calibration", header, "s-1,temp,3,2026-01-01T10:30:00Z")
     assert "0 added, 1 changed, 0 removed" in succeed("master-data", "import", tmp_path)
@@ -124,7 +124,7 @@ def test_a_diff_tells_the_same_and_changes_nothing(db: Settings, tmp_path: Path)
     assert ["~", "sensor_id=s-1, metric=temp", "gain=2.0 -> gain=4.0, note=mended"] in rows
     assert ["-", "sensor_id=s-9, metric=x", "gain=2.0"] in rows
     assert ["+", "product_id=brick", "name=Brick"] in rows
-    assert shown.splitlines()[-1] == "an import would compute again: 1 hours of window_aggregates"
+    assert shown.splitlines()[-1] == "an import would compute again: 1 hour of window_aggregates"
     assert state(db) == before
 
 
