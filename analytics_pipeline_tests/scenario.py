@@ -35,6 +35,8 @@ PARTITIONS = 2
 SERIES = [("m-1", "s-1"), ("m-1", "s-2"), ("m-2", "s-1")]
 #: Fractions that binary cannot hold, zeros of both signs, the very large and the very small.
 VALUES = (0.1, 0.2, 0.3, -7.25, 0.0, -0.0, 1e9 + 0.1, 3e-7)
+GAINS = (1.0, 1.02, -0.5)
+OFFSETS = (0.0, -0.3)
 LIMITS = (None, 0.15, 19.5, 20.5, 45.0)
 
 #: What may happen, as often as it is named.
@@ -46,6 +48,7 @@ STEPS = (
     *("fail_database",) * 7,
     *("fail_broker",) * 3,
     *("edit_limits",) * 2,
+    *("calibrate",) * 2,
     *("rebuild_raw",) * 2,
     *("rebuild_derived",) * 2,
     *("break_domain",) * 2,
@@ -192,6 +195,25 @@ class Scenario:
                     "INSERT INTO analytics_spec_limits (machine_id, sensor_id, metric, lsl, usl, valid_from) "
                     "VALUES (%s, %s, 'temp', %s, %s, %s) ON CONFLICT DO NOTHING",
                     (machine, sensor, low, high, begin),
+                )
+            conn.commit()
+
+    def calibrate(self, rng: random.Random) -> None:
+        """A person calibrates a sensor, or all of a machine, corrects that, or takes it back."""
+        machine, sensor = rng.choice([*SERIES, ("m-1", None)])
+        begin = rng.choice(["-infinity", START + timedelta(minutes=rng.randrange(HOURS * 60))])
+        gain, offset = rng.choice(GAINS), rng.choice(OFFSETS)
+        with connection(self.engine) as conn, conn.cursor() as cursor:
+            what = rng.randrange(4)
+            if what == 0:
+                cursor.execute("DELETE FROM analytics_calibration WHERE machine_id = %s", (machine,))
+            elif what == 1:
+                cursor.execute("UPDATE analytics_calibration SET gain = %s WHERE machine_id = %s", (gain, machine))
+            else:
+                cursor.execute(
+                    'INSERT INTO analytics_calibration (machine_id, sensor_id, metric, gain, "offset", valid_from) '
+                    "VALUES (%s, %s, 'temp', %s, %s, %s) ON CONFLICT DO NOTHING",
+                    (machine, sensor, gain, offset, begin),
                 )
             conn.commit()
 
