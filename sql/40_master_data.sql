@@ -107,18 +107,20 @@ BEGIN
     -- this one and a later one has taken it over, then that row is new and covers the moment itself.
     RETURN QUERY EXECUTE format($sql$
         WITH edited AS (
-            SELECT r.* FROM master_data_edit n, unnest(ARRAY[n.rows_before, n.rows_after]) rows,
-                   jsonb_populate_recordset(NULL::%1$I, rows) r
+            SELECT r.*, ROW(%2$s)::text COLLATE "C" AS target_key
+            FROM master_data_edit n, unnest(ARRAY[n.rows_before, n.rows_after]) rows,
+                 jsonb_populate_recordset(NULL::%1$I, rows) r
             WHERE n.transaction_id = pg_current_xact_id() AND n.version IS NULL AND n.table_name = %1$L
         ), affected AS (
             SELECT *, false AS stored FROM edited
             UNION ALL
-            SELECT *, true FROM %1$I WHERE %5$L AND ROW(%2$s)::text IN (SELECT ROW(%2$s)::text FROM edited)
+            SELECT *, true FROM (SELECT *, ROW(%2$s)::text COLLATE "C" AS target_key FROM %1$I WHERE %5$L) t
+            WHERE target_key IN (SELECT target_key FROM edited)
         ), placed AS (
             SELECT *, %3$s AS span_begins FROM affected
         ), span AS (
             SELECT *, coalesce(%4$s, min(span_begins) FILTER (WHERE stored) OVER (
-                       PARTITION BY %2$s ORDER BY span_begins GROUPS BETWEEN 1 FOLLOWING AND UNBOUNDED FOLLOWING),
+                       PARTITION BY target_key ORDER BY span_begins GROUPS BETWEEN 1 FOLLOWING AND UNBOUNDED FOLLOWING),
                        'infinity') AS span_ends
             FROM placed
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from analytics_pipeline.cli.doctor import _database as examine_database
 from analytics_pipeline.records import DERIVED, HOUR, hour_of, to_us
 from analytics_pipeline.storage.engine import connection
 from analytics_pipeline_tests.domains import begin_anew
@@ -49,7 +50,13 @@ def edit(env: Environment, statement: str, *values: Any) -> None:
 
 def send(env: Environment, hours: list[datetime], **fields: Any) -> None:
     """Every five minutes of each hour, the same curve."""
-    env.send([reading(hour + timedelta(minutes=m), 20.0 + m, **fields) for hour in hours for m in range(2, 60, 5)])
+    env.send(
+        [
+            reading(hour + timedelta(minutes=m), **{"value": 20.0 + m, **fields})
+            for hour in hours
+            for m in range(2, 60, 5)
+        ]
+    )
     env.drain()
 
 
@@ -177,6 +184,35 @@ def test_a_value_of_an_unknown_unit_is_kept_and_flagged(env: Environment) -> Non
     units = set(env.pipeline.query("SELECT DISTINCT sensor_id, unit FROM analytics_agg"))
     converted = {("in K", "°C"), ("in °C", "°C"), ("without", "°C")}
     assert units == converted | {("in furlong", "furlong"), ("undeclared", "m/s")}
+    told = [one for one in examine_database(env.settings) if one.check == "units"]
+    assert [(one.level, one.found) for one in told] == [("note", "kept as sent: temp in furlong (1 series)")]
+    edit(env, "DELETE FROM analytics_units")
+    told = [one for one in examine_database(env.settings) if one.check == "units"]
+    assert [one.level for one in told] == ["ok"]
+
+
+def test_a_correction_beyond_what_can_be_computed_leaves_figures_until_it_is_mended(env: Environment) -> None:
+    """The gate refuses an infinite deviation; the next edit makes the quarantined hour actionable again."""
+    send(env, HOURS[:2])
+    send(env, HOURS[:2], sensor_id="s-002", value=1e149)
+    env.send([reading(HOURS[1] + timedelta(minutes=2, seconds=30), -1e149, sensor_id="s-002")])
+    env.drain()
+    env.pipeline.settle()
+    edit(
+        env,
+        "INSERT INTO analytics_calibration (sensor_id, metric, gain, valid_from) VALUES ('s-002', 'temp', 1e12, %s)",
+        HOURS[1],
+    )
+    send(env, HOURS[1:2], sensor_id="s-003")
+    env.pipeline.settle()
+    states = "SELECT DISTINCT status FROM partition_state WHERE asset = 'window_aggregates' AND hour = %s"
+    assert env.pipeline.query(states, HOURS[1]) == [("quarantined",)]
+    held = "SELECT DISTINCT max_val FROM analytics_agg WHERE sensor_id = 's-002' AND window_s <= 3600 ORDER BY 1"
+    assert env.pipeline.query(held) == [(1e149,)]
+    edit(env, "UPDATE analytics_calibration SET gain = 2")
+    env.pipeline.settle()
+    assert env.pipeline.query(held) == [(1e149,), (2e149,)]
+    assert env.pipeline.query(states, HOURS[1]) == [("open",)]
 
 
 def test_limits_hold_in_the_canonical_unit_whatever_unit_they_are_given_in(env: Environment) -> None:

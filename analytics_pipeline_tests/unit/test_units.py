@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from analytics_pipeline.master_data.units import UnitConversionError, conversion
@@ -36,3 +39,11 @@ def test_factors_are_the_doubles_next_to_the_exact_ones(
 def test_what_names_do_not_say_is_not_guessed(unit: str, canonical_unit: str) -> None:
     with pytest.raises(UnitConversionError):
         conversion(unit, canonical_unit)
+
+
+def test_only_an_import_of_units_without_factors_loads_pint() -> None:
+    loads = "import sys, analytics_pipeline.assets.derive, analytics_pipeline.cli.master_data\n"
+    loads += "import analytics_pipeline.storage.master_data_import as it\nassert 'pint' not in sys.modules\n"
+    loads += "it.parse(it.BY_NAME['units'], 'u', 'metric,unit,canonical_unit\\ntemp,K,°C\\n')\n"
+    loads += "assert 'pint' in sys.modules"
+    subprocess.run([sys.executable, "-c", loads], check=True)
