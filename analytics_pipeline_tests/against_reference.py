@@ -35,9 +35,14 @@ def _message(one: Sent, zone: tzinfo) -> Message:
     return Message(position, one.kafka_time_ms * 1000, to_us(time), series, float(fields["value"]))
 
 
-def assert_equals_reference(pipeline: Pipeline, messages: Sequence[Message], limits: Limits) -> None:
-    """Measurements, windows of every size, anomalies and KPIs are those of the reference."""
-    _assert_measurements(pipeline, messages)
+def assert_equals_reference(
+    pipeline: Pipeline, messages: Sequence[Message], limits: Limits, *, sent: Sequence[Message] | None = None
+) -> None:
+    """Measurements, windows of every size, anomalies and KPIs are those of the reference.
+
+    ``sent``: the messages as they were sent, where ``messages`` hold the values that figures are made of.
+    """
+    _assert_measurements(pipeline, messages if sent is None else sent)
     for size_s in pipeline.settings.window_sizes_s:
         _assert_windows(pipeline, messages, size_s)
     _assert_anomalies(pipeline, messages, limits)

@@ -37,6 +37,7 @@ STEPS = (
     *("fail_database",) * 7,
     *("fail_broker",) * 3,
     *("edit_limits",) * 2,
+    *("calibrate",) * 2,
     *("rebuild_raw",) * 2,
     *("rebuild_derived",) * 2,
     *("break_domain",) * 2,

@@ -20,6 +20,8 @@ from analytics_pipeline_tests.pipeline import MAX_ROUNDS
 from analytics_pipeline_tests.scenario_messages import RETENTION_DAYS, SERIES
 from analytics_pipeline_tests.scenario_stage import HOURS, START, WINDOWS, Stage
 
+GAINS = (1.0, 1.02, -0.5)
+OFFSETS = (0.0, -0.3)
 LIMITS = (None, 0.15, 19.5, 20.5, 45.0)
 #: Other bases, sizes that do not divide each other, with and without windows longer than an hour.
 OTHER_WINDOWS = (WINDOWS, WINDOWS, [60, 3600], [60, 600], [300, 3600], [600, 900, 7200], [120, 10800])
@@ -51,6 +53,25 @@ class Operators(Stage):
                     "INSERT INTO analytics_spec_limits (machine_id, sensor_id, metric, lsl, usl, valid_from) "
                     "VALUES (%s, %s, 'temp', %s, %s, %s) ON CONFLICT DO NOTHING",
                     (machine, sensor, low, high, begin),
+                )
+            conn.commit()
+
+    def calibrate(self, rng: random.Random) -> None:
+        """A person calibrates a sensor, or all of a machine, corrects that, or takes it back."""
+        machine, sensor = rng.choice([*SERIES, ("m-1", None)])
+        begin = rng.choice(["-infinity", START + timedelta(minutes=rng.randrange(HOURS * 60))])
+        gain, offset = rng.choice(GAINS), rng.choice(OFFSETS)
+        with connection(self.engine) as conn, conn.cursor() as cursor:
+            what = rng.randrange(4)
+            if what == 0:
+                cursor.execute("DELETE FROM analytics_calibration WHERE machine_id = %s", (machine,))
+            elif what == 1:
+                cursor.execute("UPDATE analytics_calibration SET gain = %s WHERE machine_id = %s", (gain, machine))
+            else:
+                cursor.execute(
+                    'INSERT INTO analytics_calibration (machine_id, sensor_id, metric, gain, "offset", valid_from) '
+                    "VALUES (%s, %s, 'temp', %s, %s, %s) ON CONFLICT DO NOTHING",
+                    (machine, sensor, gain, offset, begin),
                 )
             conn.commit()
 

@@ -104,6 +104,7 @@ def assert_exact(pipeline: Pipeline, expected: Expected, limits: Limits) -> None
     _assert_dead_letters(pipeline, domain_id, expected)
     messages = expected.messages()
     _assert_measurements(pipeline, domain_id, messages, expected)
+    messages = calibrated(pipeline, messages)
     for size_s in pipeline.settings.window_sizes_s:
         _assert_windows(pipeline, domain_id, messages, expected, size_s)
     _assert_anomalies(pipeline, domain_id, messages, expected, limits)
@@ -348,6 +349,32 @@ def assert_offsets_covered(pipeline: Pipeline, read: Iterable[Sent]) -> None:
 
 
 # ---------------------------------------------------------------------- limits
+
+
+def calibrated(pipeline: Pipeline, messages: Sequence[reference.Message]) -> list[reference.Message]:
+    """Messages with the values that figures are made of, by what the table of calibrations says now."""
+    rows = pipeline.query(
+        "SELECT machine_id, sensor_id, metric, nullif(valid_from, '-infinity'), gain, \"offset\" "
+        "FROM analytics_calibration"
+    )
+    found = []
+    for one in messages:
+        begun = [
+            row
+            for row in rows
+            if row[0] in (None, one.series.machine_id)
+            and row[1] in (None, one.series.sensor_id)
+            and row[2] == one.series.metric
+            and (row[3] is None or to_us(row[3]) <= one.event_time_us)
+        ]
+        best = max(begun, key=_rank, default=None)
+        found.append(one if best is None else one._replace(value=best[4] * one.value + best[5]))
+    return found
+
+
+def _rank(row: Sequence[Any]) -> tuple[int, int]:
+    """The row that names the most holds, of those the last to begin."""
+    return (row[0] is not None) + (row[1] is not None), -1 if row[3] is None else to_us(row[3])
 
 
 def limits_of(pipeline: Pipeline, series: Iterable[SeriesKey]) -> Limits:

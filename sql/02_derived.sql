@@ -369,21 +369,3 @@ CREATE TABLE IF NOT EXISTS retention_floor (
     updated_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (domain, asset)
 );
-
--- Master data: limits that hold from valid_from on, until a later row for the same target. NULL matches any.
-CREATE TABLE IF NOT EXISTS analytics_spec_limits (
-    spec_id    bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    tenant_id  text,
-    factory_id text,
-    machine_id text,
-    sensor_id  text,
-    metric     text NOT NULL,
-    lsl        double precision CHECK (lsl NOT IN ('NaN', 'Infinity', '-Infinity')),
-    usl        double precision CHECK (usl NOT IN ('NaN', 'Infinity', '-Infinity')),
-    valid_from timestamptz NOT NULL DEFAULT '-infinity'
-        CHECK (valid_from = '-infinity' OR valid_from BETWEEN '1970-01-01Z' AND '9999-12-31Z'),
-    note       text,
-    CHECK (lsl IS NOT NULL OR usl IS NOT NULL),
-    CHECK (lsl < usl),
-    UNIQUE NULLS NOT DISTINCT (tenant_id, factory_id, machine_id, sensor_id, metric, valid_from)
-);

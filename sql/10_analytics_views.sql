@@ -64,6 +64,16 @@ UNION
 SELECT domain_id, hour FROM partition_state
 WHERE asset IN ('normalized_measurements', 'window_aggregates') AND status = 'quarantined';
 
+-- The unit in which figures of a series are. is_known is false where its metric has a canonical unit and nobody said
+-- how the unit that was sent becomes that one: such figures are in the unit as sent.
+CREATE OR REPLACE VIEW series_unit AS
+SELECT s.series_id, s.domain_id, s.tenant_id, s.factory_id, s.machine_id, s.station_id, s.sensor_id, s.metric, s.unit,
+       m.canonical_unit,
+       s.unit IS NULL OR m.canonical_unit IS NULL OR s.unit = m.canonical_unit OR u.unit IS NOT NULL AS is_known
+FROM measurement_series s
+LEFT JOIN (SELECT metric, min(canonical_unit) AS canonical_unit FROM analytics_units GROUP BY metric) m USING (metric)
+LEFT JOIN analytics_units u ON u.metric = s.metric AND u.unit = s.unit;
+
 -- state: provisional until the watermark passes bucket_end plus the allowed lateness, final after that, and
 -- 'revised n' when its values changed n times since it was final. Not final while something below it waits.
 -- count_n counts the samples that the figures rest on, also the uncertain and the censored ones; bad_n those beside
@@ -73,7 +83,8 @@ CREATE OR REPLACE VIEW analytics_agg AS
 SELECT a.bucket_start,
        a.bucket_start + make_interval(secs => a.window_s) AS bucket_end,
        a.window_s,
-       d.domain, s.tenant_id, s.factory_id, s.machine_id, s.station_id, s.sensor_id, s.metric, s.unit,
+       d.domain, s.tenant_id, s.factory_id, s.machine_id, s.station_id, s.sensor_id, s.metric,
+       CASE WHEN s.is_known THEN coalesce(s.canonical_unit, s.unit) ELSE s.unit END AS unit,
        nullif(a.avg_val, 'NaN') AS avg_val, nullif(a.min_val, 'NaN') AS min_val, nullif(a.max_val, 'NaN') AS max_val,
        a.count_n,
        CASE WHEN a.count_n > 1 THEN sqrt(a.m2 / (a.count_n - 1)) END AS std_val,
@@ -90,7 +101,7 @@ SELECT a.bucket_start,
        a.tw_integral / nullif(a.tw_covered_s, 0) AS tw_avg_val, a.tw_integral, a.tw_covered_s,
        a.bad_n, a.uncertain_n, a.censored_n, a.late_n
 FROM window_aggregates a
-JOIN measurement_series s USING (domain_id, series_id)
+JOIN series_unit s USING (domain_id, series_id)
 JOIN domain_number d USING (domain_id)
 LEFT JOIN domain_watermark w ON w.domain = d.domain
 LEFT JOIN LATERAL (
@@ -105,9 +116,10 @@ SELECT x.anomaly_id,
        x.bucket_start,
        x.bucket_start + make_interval(secs => x.window_s) AS bucket_end,
        x.window_s,
-       d.domain, s.tenant_id, s.factory_id, s.machine_id, s.station_id, s.sensor_id, s.metric, s.unit,
+       d.domain, s.tenant_id, s.factory_id, s.machine_id, s.station_id, s.sensor_id, s.metric,
+       CASE WHEN s.is_known THEN coalesce(s.canonical_unit, s.unit) ELSE s.unit END AS unit,
        x.detector, x.severity, x.value, x.score, x.detail::jsonb AS detail
-FROM anomalies x JOIN measurement_series s USING (domain_id, series_id) JOIN domain_number d USING (domain_id);
+FROM anomalies x JOIN series_unit s USING (domain_id, series_id) JOIN domain_number d USING (domain_id);
 
 CREATE OR REPLACE VIEW analytics_kpi AS
 SELECT k.bucket_start,

@@ -39,7 +39,7 @@ BEGIN
         EXECUTE format('REVOKE ALL ON ALL TABLES IN SCHEMA %I FROM analytics_reader', schema_name);
         EXECUTE format('GRANT USAGE ON SCHEMA %I TO analytics_reader', schema_name);
         FOREACH view_name IN ARRAY ARRAY[
-            'analytics_agg', 'analytics_anomaly', 'analytics_kpi', 'analytics_event', 'analytics_event_rollup',
+            'analytics_agg', 'analytics_anomaly', 'series_unit', 'analytics_kpi', 'analytics_event', 'analytics_event_rollup',
             'analytics_state_duration', 'analytics_counter', 'worker_checkpoints', 'topic_watermark', 'domain_watermark', 'pipeline_dead_letters',
             'partition_status', 'ingest_hourly',
             'iot_measurements', 'lab_results', 'ai_analytics_events', 'recent_events'

@@ -14,14 +14,15 @@ import polars as pl
 
 from analytics_pipeline.assets.spec import AssetSpec
 from analytics_pipeline.domains.base import Domain
+from analytics_pipeline.formulas.limits import in_canonical_units
 from analytics_pipeline.records import HOUR_S, HOUR_US, GateResult, Region, to_us
 from analytics_pipeline.settings import Settings
 from analytics_pipeline.storage.engine import Connection
 from analytics_pipeline.storage.input_versions import InputVersions
-from analytics_pipeline.storage.limits import LimitDirectory
+from analytics_pipeline.storage.master_data import MasterDataDirectory
 from analytics_pipeline.storage.partition_state import PartitionState
 from analytics_pipeline.storage.pending_work import Invalidation, Pending
-from analytics_pipeline.storage.series import SeriesDirectory
+from analytics_pipeline.storage.series import SERIES_SCHEMA, SeriesDirectory
 
 #: (domain number, hour): a domain partition of the asset at hand.
 Key = tuple[int, datetime]
@@ -107,7 +108,7 @@ class Context:
     series: SeriesDirectory
     versions: InputVersions
     gate: Gate
-    limit_rows: LimitDirectory
+    master_data: MasterDataDirectory
     #: What may lag waits until then: the larger windows of live hours. None: nothing does.
     lag_until: datetime | None
     #: Lets those who change windows of some domains, or what else is named, commit one after another from here on.
@@ -120,8 +121,21 @@ class Context:
     changed_since_snapshot: Callable[[Sequence[Key]], set[Key]]
 
     def limits(self) -> pl.DataFrame:
-        """The specification limits, as the snapshot sees them."""
-        return self.limit_rows.rows(self.connection, self.versions.master_data)
+        """The specification limits, as the snapshot sees them, in the canonical units of their metrics."""
+        return in_canonical_units(self.master("spec_limits"), self.master("units"))
+
+    def master(self, name: str) -> pl.DataFrame:
+        """A table of master data, as the snapshot sees it: `storage.master_data.frame_schema`."""
+        return self.master_data.rows(self.connection, self.versions.master_data, name)
+
+    def named(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """The names of the series of some rows (domain_id, series_id): `storage.series.SERIES_SCHEMA`."""
+        frames = [pl.DataFrame(schema=SERIES_SCHEMA)]
+        for (domain_id,), its in rows.select("domain_id", "series_id").unique().group_by("domain_id"):
+            wanted = its["series_id"]
+            known = self.series.frame(int(domain_id), wanted)
+            frames.append(known.filter(pl.col("series_id").is_in(wanted.implode())))
+        return pl.concat(frames)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

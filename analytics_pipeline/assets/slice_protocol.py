@@ -32,10 +32,10 @@ from analytics_pipeline.storage import (
 )
 from analytics_pipeline.storage.dagster_tables import require_started_run
 from analytics_pipeline.storage.engine import Connection, connection
-from analytics_pipeline.storage.limits import LimitDirectory
 from analytics_pipeline.storage.locks import domain_partition_locks, lock_domain_commits, lock_inputs_shared
+from analytics_pipeline.storage.master_data import MasterDataDirectory
 from analytics_pipeline.storage.partition_state import PartitionState
-from analytics_pipeline.storage.pending_work import Invalidation
+from analytics_pipeline.storage.pending_work import WHOLE, Invalidation
 from analytics_pipeline.storage.series import SeriesDirectory
 
 
@@ -66,7 +66,7 @@ class SliceProtocol:
         self._settings = settings
         self._engine = engine
         self._series = SeriesDirectory(engine)
-        self._limits = LimitDirectory()
+        self._master_data = MasterDataDirectory()
 
     def compute(self, run: Run, keys: Sequence[Key]) -> list[tuple[Key, DomainOutcome]]:
         """Compute a slice; returns what was committed of each domain partition.
@@ -92,7 +92,7 @@ class SliceProtocol:
                 series=self._series,
                 versions=versions,
                 gate=lambda frame, domains, table="": self._gate(run, frame, domains, table),
-                limit_rows=self._limits,
+                master_data=self._master_data,
                 lag_until=_lag_until(self._settings.windows_lag_s) if run.live else None,
                 serialize_commits=lambda domain_ids, *what: lock_domain_commits(conn, domain_ids, *what),
                 committed=lambda: connection(self._engine),
@@ -202,8 +202,12 @@ class SliceProtocol:
             pending_work.add(
                 context.connection,
                 [
-                    Invalidation(asset=run.asset, domain_id=w.domain_id, hour=w.hour, reason="master_data")
-                    for w in works
+                    Invalidation(
+                        asset=run.asset, domain_id=work.domain_id, hour=work.hour, scope=scope, reason="master_data"
+                    )
+                    for work in works
+                    # What else the edit touches it has asked for itself.
+                    for scope in (work.pending.scopes() if work.pending and not work.whole else [WHOLE])
                 ],
             )
 

@@ -73,7 +73,7 @@ def examine() -> Iterator[Finding]:
 
 
 def _database(settings: Settings) -> Iterator[Finding]:
-    checks = (_server, _timescaledb, _role, _schema, _permissions)
+    checks = (_server, _timescaledb, _role, _schema, _permissions, _units)
     try:
         with open_database(settings) as conn:
             for check in checks:
@@ -154,6 +154,20 @@ def _permissions(settings: Settings, conn: Any) -> Finding:
         remedy = f"GRANT TEMPORARY ON DATABASE {settings.db_name} TO {settings.db_user}"
         return Finding("permissions", "fail", f"{settings.db_user} may not make temporary tables", remedy)
     return Finding("permissions", "ok", f"{settings.db_user} may read and write every table")
+
+
+def _units(_: Settings, conn: Any) -> Finding:
+    """Series whose figures are in the unit as sent, while their metric has a canonical one."""
+    if not _one(conn, "SELECT to_regclass('series_unit') IS NOT NULL"):
+        return Finding("units", "note", "not looked at before the first migration")
+    unknown = _one(
+        conn,
+        "SELECT string_agg(format('%%s in %%s (%%s series)', metric, unit, series), ', ' ORDER BY metric, unit) "
+        "FROM (SELECT metric, unit, count(*) AS series FROM series_unit WHERE NOT is_known GROUP BY 1, 2) u",
+    )
+    if unknown:
+        return Finding("units", "note", f"kept as sent: {unknown}", "declare the unit: see docs/master-data.md, units")
+    return Finding("units", "ok", "every unit that is sent is known, where its metric has a canonical one")
 
 
 # ---------------------------------------------------------------------- Kafka and Celery

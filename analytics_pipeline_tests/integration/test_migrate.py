@@ -160,6 +160,15 @@ def test_whoever_runs_the_pipeline_can_ask_what_is_outdated(
         assert outdated(conn) == []
 
 
+def test_whoever_runs_the_pipeline_may_edit_master_data(
+    database_settings: Settings, plain_role: Settings
+) -> None:
+    fetch(database_settings, f"GRANT analytics_writer TO {plain_role.db_user}")
+    fetch(plain_role, "INSERT INTO analytics_spec_limits (metric, usl) VALUES ('temp', 80)")
+    edits = fetch(plain_role, "SELECT table_name, edited_by, version IS NOT NULL FROM master_data_edit")
+    assert edits == [("analytics_spec_limits", plain_role.db_user, True)]
+
+
 def test_a_reader_sees_the_public_views_and_nothing_else(
     database_settings: Settings, plain_role: Settings
 ) -> None:
@@ -175,6 +184,7 @@ def test_a_reader_sees_the_public_views_and_nothing_else(
     assert {name for (name,) in views} == {
         "analytics_agg",
         "analytics_anomaly",
+        "series_unit",
         "analytics_kpi",
         "analytics_event",
         "analytics_event_rollup",

@@ -26,6 +26,7 @@ from analytics_pipeline.quality.gates import GateSuite
 from analytics_pipeline.records import GateResult
 from analytics_pipeline.storage.engine import connection
 from analytics_pipeline_tests.conftest import DatabaseServer, KafkaServer
+from analytics_pipeline_tests.domains import KEPT
 from analytics_pipeline_tests.environments import Environment, create_topics, open_environment
 from analytics_pipeline_tests.invariants import assert_invariants
 from analytics_pipeline_tests.pipeline import Pipeline, reading
@@ -158,8 +159,7 @@ def begin(env: Environment) -> None:
     topic = f"test.readings.{uuid.uuid4().hex[:12]}"
     with connection(env.pipeline.engine) as conn, conn.cursor() as cursor:
         cursor.execute("SELECT tablename FROM pg_tables WHERE schemaname = current_schema()")
-        kept = {"schema_migration", "pipeline_setting", "input_version", "spec_limit_edit"}
-        names = ", ".join(sorted({row[0] for row in cursor.fetchall()} - kept))
+        names = ", ".join(sorted({row[0] for row in cursor.fetchall()} - KEPT))
         cursor.execute(f"TRUNCATE {names} RESTART IDENTITY CASCADE")
         cursor.execute("INSERT INTO domain_topic (domain, topic) VALUES ('sensor', %s)", (topic,))
         cursor.executemany(

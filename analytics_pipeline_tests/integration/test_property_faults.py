@@ -120,7 +120,8 @@ def assert_everything(scenario: Scenario) -> None:
     assert not scenario.observer.query("SELECT * FROM partition_state WHERE status <> 'open'")
     messages = scenario.observer.query("SELECT coalesce(sum(messages), 0)::int FROM ingest_batch")
     assert messages == [(len(scenario.read()),)]
-    assert not scenario.observer.query("SELECT * FROM spec_limit_edit")
+    assert not scenario.observer.query("SELECT * FROM master_data_commit")
+    assert not scenario.observer.query("SELECT * FROM master_data_edit WHERE version IS NULL")
     accepted = scenario.observer.query("SELECT gap_id FROM offset_gap WHERE accepted_by IS NOT NULL")
     assert scenario.accepted <= {row[0] for row in accepted}
     sizes = scenario.observer.query("SELECT DISTINCT window_s FROM window_aggregates")

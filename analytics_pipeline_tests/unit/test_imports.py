@@ -21,6 +21,7 @@ LAYERS = (
     ("domains",),
     ("assets.transform", "tables"),
     ("assets.spec",),
+    ("master_data",),
     ("quality", "sources", "storage"),
     ("assets",),
     ("embedded",),
@@ -42,7 +43,8 @@ IMPURE = {
     "socket",
 }
 PURE = (
-    "formulas", "detectors", "domains", "assets.transform", "records", "errors", "messages", "tables", "assets.spec"
+    "formulas", "detectors", "domains", "assets.transform", "records", "errors", "messages", "tables", "assets.spec",
+    "master_data",
 )
 #: What an asset is, and arithmetic about it, is pure and stands below storage; how it is computed stands above.
 PURE_ASSET_MODULES = {"spec", "catalog", "regions", "slices", "__init__"}

@@ -89,22 +89,12 @@ def _detect(context: Context, domains: Mapping[int, Domain], regions: Sequence[R
         ],
         how="diagonal",
     )
-    found = detect(given, spans(_named(context, series), context.limits()), detectors)
+    found = detect(given, spans(context.named(series), context.limits()), detectors)
     return (
         found.join(series, on="series_id", how="left", maintain_order="left")
         .select(list(TABLE.schema()))
         .cast(TABLE.schema())  # type: ignore[arg-type]
     )
-
-
-def _named(context: Context, series: pl.DataFrame) -> pl.DataFrame:
-    """The names of series of some domains."""
-    frames = []
-    for (domain_id,), its in series.group_by("domain_id", maintain_order=True):
-        wanted = its["series_id"]
-        names = context.series.frame(int(domain_id), wanted)
-        frames.append(names.filter(pl.col("series_id").is_in(wanted.implode())))
-    return pl.concat(frames)
 
 
 def _part_of(parts: Parts, frame: pl.DataFrame) -> Ints:

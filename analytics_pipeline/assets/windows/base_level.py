@@ -15,6 +15,7 @@ from analytics_pipeline.assets import regions as area
 from analytics_pipeline.assets.calculation import Context, Key, Parts, Work
 from analytics_pipeline.assets.measurements.spec import TABLE as MEASUREMENTS
 from analytics_pipeline.assets.windows import table
+from analytics_pipeline.assets.windows.corrections import corrected
 from analytics_pipeline.assets.windows.spec import TABLE
 from analytics_pipeline.assets.windows.transform import EarlierSamples, base_windows, carried_into
 from analytics_pipeline.records import HOUR, HOUR_S, HOUR_US, Region
@@ -63,6 +64,7 @@ def _windows(
         rows = table_io.read_regions(context.connection, MEASUREMENTS, group, names=_MEASURED)
         if rows.is_empty():
             continue
+        rows = corrected(context, rows)
         windows = base_windows(
             rows["series_id"].to_numpy(),
             rows["event_time_us"].to_numpy(),

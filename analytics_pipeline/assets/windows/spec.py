@@ -148,6 +148,7 @@ SPEC = AssetSpec(
     kinds=frozenset({"polars", "postgres"}),
     code_version="2",
     reads=("normalized_measurements",),
+    reads_master_data=True,
     tables=(TABLE, ROLLUPS, DURATIONS, CARRIED, INCREMENTS),
     edges=(
         Edge("anomalies"),
