@@ -24,6 +24,8 @@ import psycopg2
 import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 from sqlalchemy import Engine
 
 from analytics_pipeline.domains import Registry, registry_for
@@ -39,6 +41,10 @@ from analytics_pipeline.storage.engine import engine_for
 from analytics_pipeline.storage.migrate import migrate
 
 TEST_ROLE = "analytics_test"
+
+# How long an example takes says how busy the machine is: three tests run at a time.
+hypothesis_settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("busy machine")
 
 #: A crash test kills processes, never the machine, so that the disk may lag behind: a suite makes and drops
 #: hundreds of databases.

@@ -198,10 +198,11 @@ def percentile(values: Iterable[float], rank: float) -> float:
 def m2_tolerance(n: int, m2: float, largest: float) -> float:
     """How far a merged M2 may be off: parts store their means as doubles, each rounded by half a unit.
 
-    Moving the means by e moves ``sum n_i (mean_i - mean)^2`` by at most ``2 e sqrt(n M2) + n e^2``.
+    Moving the means by e moves ``sum n_i (mean_i - mean)^2`` by at most ``2 e sqrt(n M2) + n e^2``. Squares below the
+    normal range of doubles are multiples of the smallest one.
     """
     off = 4 * math.ulp(largest)
-    return 2 * off * math.sqrt(n * m2) + n * off * off + 1e-10 * m2
+    return 2 * off * math.sqrt(n * m2) + n * off * off + 1e-10 * m2 + (n + 3) * math.ulp(0.0)
 
 
 def anomalies(messages: Iterable[Message], base_s: int, limits: Limits) -> list[Anomaly]:

@@ -21,7 +21,9 @@ WHERE m.domain_id = (SELECT domain_id FROM domain_number WHERE domain = 'iot');
 -- One row per determination: the station's series, and the sample that the sample key stands for.
 CREATE OR REPLACE VIEW lab_results AS
 SELECT m.event_time AS "time", s.tenant_id, s.factory_id, s.station_id, n.sample_id, n.replicate,
-       s.metric AS analyte, m.value, s.unit
+       s.metric AS analyte, m.value, s.unit,
+       -- On which side of the value the true one lies, as the message said.
+       CASE m.quality WHEN 3 THEN '<' WHEN 4 THEN '>' ELSE '' END AS qualifier
 FROM normalized_measurements m
 JOIN measurement_series s USING (domain_id, series_id)
 LEFT JOIN sample_names n USING (domain_id, sample_key)

@@ -18,7 +18,8 @@ Each field has two spellings; where both are there, the second one counts, unles
 by their size: below 1e11 seconds (the year 5138), below 1e14 milliseconds, else microseconds.
 
 ``value`` is a number, or text that is one; true and false are 1 and 0. Where it is null, absent or anything else,
-there is no value: NaN. Optional: ``tenant_id, factory_id``; gateways know no tenant, so set ``DOMAIN_DEFAULTS``.
+there is no value: the sample is bad, and its value NaN. Optional: ``tenant_id, factory_id``; gateways know no tenant,
+so set ``DOMAIN_DEFAULTS``.
 
 It becomes a measurement. The view ``iot_measurements`` has the columns of the table that the sink wrote.
 """
@@ -27,14 +28,14 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
-from math import isfinite, nan
+from math import isfinite, isnan, nan
 from typing import Any
 
 import msgspec
 
 from analytics_pipeline.detectors.robust_zscore import RobustZScore
 from analytics_pipeline.detectors.spec_limits import SpecLimits
-from analytics_pipeline.domains.base import Domain, PayloadError, SeriesTuple, canonical_json
+from analytics_pipeline.domains.base import BAD, GOOD, Domain, PayloadError, SeriesTuple, canonical_json
 
 _NUMBER = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*", re.ASCII)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -123,10 +124,9 @@ def _series(decoded: Decoded) -> SeriesTuple:
     )
 
 
-def _samples(decoded: Decoded) -> tuple[tuple[SeriesTuple, float, int]]:
-    # A sample without a value is a bad one, once samples have a quality: then it is stored, and the view shows NULL.
-    # Until then the gate refuses it: a dead letter `not_finite`.
-    return ((_series(decoded), value_of(decoded.value), 0),)
+def _samples(decoded: Decoded) -> tuple[tuple[SeriesTuple, float, int, int]]:
+    value = value_of(decoded.value)
+    return ((_series(decoded), value, 0, BAD if isnan(value) else GOOD),)
 
 
 def _attributes(decoded: Decoded) -> tuple[tuple[SeriesTuple, str]]:
@@ -144,6 +144,7 @@ DOMAIN = Domain(
     event_time=event_time,
     payload=Decoded,
     samples=_samples,
+    rated=True,
     series_attributes=_attributes,
     detectors=(RobustZScore(), SpecLimits()),
 )

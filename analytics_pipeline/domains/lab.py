@@ -13,21 +13,29 @@ is a hash of sample id and replicate, and the table ``sample_names`` says what i
 analyte, time and replicate again replaces what was there; another time is another determination.
 
 ``value`` is a number, or text: a number, and before it what says on which side of it the true value lies: ``"<0.05"``
-(below the limit of detection), ``">100"``, also ``<=`` and ``>=``. The number is stored; see `qualified`. Text that is
-no such number is a dead letter ``value_not_a_number``.
+(below the limit of detection), ``">100"``, also ``<=`` and ``>=``. The number is stored with the quality below or
+above: windows count it as censored. Text that is no such number is a dead letter ``value_not_a_number``.
 """
 
 from __future__ import annotations
 
 import re
 from operator import attrgetter
-from typing import Literal
 
 import msgspec
 
 from analytics_pipeline.detectors.robust_zscore import RobustZScore
 from analytics_pipeline.detectors.spec_limits import SpecLimits
-from analytics_pipeline.domains.base import Domain, PayloadError, SeriesTuple, Timed, sample_key_of
+from analytics_pipeline.domains.base import (
+    ABOVE,
+    BELOW,
+    GOOD,
+    Domain,
+    PayloadError,
+    SeriesTuple,
+    Timed,
+    sample_key_of,
+)
 
 #: Bytes of a sample id, as of every other name.
 MAX_NAME_BYTES = 256
@@ -48,22 +56,22 @@ class Result(msgspec.Struct):
     unit: str | None = None
 
 
-def qualified(value: float | str) -> tuple[float, Literal["", "<", ">"]]:
-    """The number of a result, and on which side of it the true value lies: ``<`` below, ``>`` above, or nothing.
+def qualified(value: float | str) -> tuple[float, int]:
+    """The number of a result, and its quality: whether the true value lies below or above.
 
-    >>> qualified("<0.05"), qualified(">= 100"), qualified("12.4"), qualified(12.4)
-    ((0.05, '<'), (100.0, '>'), (12.4, ''), (12.4, ''))
+    >>> from analytics_pipeline.domains.base import QUALITIES
+    >>> [(value, QUALITIES[quality]) for value, quality in map(qualified, ("<0.05", ">= 100", "12.4", 12.4))]
+    [(0.05, 'below'), (100.0, 'above'), (12.4, 'good'), (12.4, 'good')]
 
     Raises:
         PayloadError: ``value_not_a_number``.
     """
     if isinstance(value, (int, float)):
-        return float(value), ""
+        return float(value), GOOD
     found = _QUALIFIED.fullmatch(value)
     if found is None:
         raise PayloadError("value_not_a_number", f"value: takes a number, or text such as '<0.05', got {value!r}")
-    side = found[1]
-    return float(found[2]), "<" if side == "<" else ">" if side == ">" else ""
+    return float(found[2]), {"<": BELOW, ">": ABOVE}.get(found[1], GOOD)
 
 
 def _name(field: str, value: str | int) -> str:
@@ -83,11 +91,10 @@ def _sample(result: Result) -> tuple[str, str | None]:
     return _name("sample_id", result.sample_id), None if replicate is None else _name("replicate", replicate)
 
 
-def _samples(result: Result) -> tuple[tuple[SeriesTuple, float, int]]:
+def _samples(result: Result) -> tuple[tuple[SeriesTuple, float, int, int]]:
     series = (result.tenant_id, result.factory_id, None, result.station_id, None, result.analyte, result.unit)
-    # The side on which the true value lies belongs into the column `quality` (BELOW, ABOVE), once samples have one.
-    value, _side = qualified(result.value)
-    return ((series, value, sample_key_of(*_sample(result))),)
+    value, quality = qualified(result.value)
+    return ((series, value, sample_key_of(*_sample(result)), quality),)
 
 
 def _sample_names(result: Result) -> tuple[tuple[int, str, str | None]]:
@@ -102,6 +109,7 @@ DOMAIN = Domain(
     event_time=attrgetter("time"),
     payload=Result,
     samples=_samples,
+    rated=True,
     sample_names=_sample_names,
     detectors=(RobustZScore(), SpecLimits()),
 )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from datetime import datetime
 from operator import attrgetter
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -21,6 +21,7 @@ from analytics_pipeline.detectors.spec_limits import SpecLimits
 from analytics_pipeline.domains.base import ABOVE, BAD, BELOW, GOOD, UNCERTAIN, Domain, RatedTuple
 
 _QUALITIES = {"good": GOOD, "uncertain": UNCERTAIN, "bad": BAD, "nonsense": 7}
+QualityName = Literal["good", "uncertain", "bad", "nonsense"]
 _QUALIFIERS = {"<": BELOW, ">": ABOVE}
 GAP_S = 300
 
@@ -37,7 +38,7 @@ class Rated(msgspec.Struct):
     station: str
     metric: str
     value: float | str | None = None
-    quality: str = "good"
+    quality: QualityName = "good"
 
 
 def _samples(payload: Rated) -> tuple[RatedTuple]:

@@ -15,7 +15,7 @@ import pytest
 from analytics_pipeline.assets.measurements.transform import decode
 from analytics_pipeline.assets.raw_events.transform import decode_slice
 from analytics_pipeline.domains import discover, registry_for
-from analytics_pipeline.domains.base import Domain, Event, PayloadError, sample_key_of
+from analytics_pipeline.domains.base import ABOVE, BELOW, GOOD, Domain, Event, PayloadError, sample_key_of
 from analytics_pipeline.domains.brick import Production, counters
 from analytics_pipeline.domains.event_domains import event_domain
 from analytics_pipeline.domains.iot import Envelope, event_time
@@ -204,12 +204,12 @@ def test_the_key_of_a_sample_is_the_same_everywhere_and_never_that_of_none() -> 
 
 
 @pytest.mark.parametrize(
-    ("text", "number", "side"),
-    [("<0.05", 0.05, "<"), (" < 0.05 ", 0.05, "<"), ("<=.5", 0.5, "<"), (">100", 100.0, ">"), (">= 1e2", 100.0, ">"),
-     ("12.4", 12.4, ""), ("-3.", -3.0, ""), (12, 12.0, ""), (12.4, 12.4, "")],
+    ("text", "number", "quality"),
+    [("<0.05", 0.05, BELOW), (" < 0.05 ", 0.05, BELOW), ("<=.5", 0.5, BELOW), (">100", 100.0, ABOVE),
+     (">= 1e2", 100.0, ABOVE), ("12.4", 12.4, GOOD), ("-3.", -3.0, GOOD), (12, 12.0, GOOD), (12.4, 12.4, GOOD)],
 )  # fmt: skip
-def test_a_qualified_result_keeps_its_number_and_its_side(text: Any, number: float, side: str) -> None:
-    assert qualified(text) == (number, side)
+def test_a_qualified_result_keeps_its_number_and_its_side(text: Any, number: float, quality: int) -> None:
+    assert qualified(text) == (number, quality)
 
 
 @pytest.mark.parametrize("text", ["", "<", "traces", "0,05", "1_000", "nan", "inf", "<>1", "1 2", "٣"])

@@ -83,7 +83,7 @@ def test_of_two_names_for_one_setting_the_first_listed_wins(monkeypatch: pytest.
         ("DOMAIN_DEFAULTS", '{"iot": "t1"}', r"^DOMAIN_DEFAULTS: got .*takes tenant and factory"),
         ("DOMAIN_DEFAULTS", '{"iot": {"tenant": "t1"}}', r"^DOMAIN_DEFAULTS: .*tenant_id"),
         ("DOMAIN_DEFAULTS", '{"iot": {"tenant_id": ""}}', r"^DOMAIN_DEFAULTS: .*1 to 256 bytes"),
-        ("DOMAIN_DEFAULTS", "{", r"^DOMAIN_DEFAULTS: got '\\{'"),
+        ("DOMAIN_DEFAULTS", "{", r"^DOMAIN_DEFAULTS: got '\{'"),
         ("DOMAIN_DEFAULTS", "[]", r"^DOMAIN_DEFAULTS: got '\[\]'"),
         ("EVENT_DOMAINS", '{"Safety!": ["a"]}', r"^EVENT_DOMAINS: .*safety\.events"),
         ("EVENT_DOMAINS", "[]", r"^EVENT_DOMAINS: got '\[\]'"),
