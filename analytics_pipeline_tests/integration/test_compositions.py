@@ -20,6 +20,7 @@ from analytics_pipeline.storage.engine import connection
 from analytics_pipeline.storage.locks import domain_partition_locks
 from analytics_pipeline.storage.pending_work import actionable_hours
 from analytics_pipeline_tests.conftest import DatabaseServer, KafkaServer
+from analytics_pipeline_tests.counter_invariants import assert_counters_equal_reference, counter_messages_of
 from analytics_pipeline_tests.domains import begin_anew, counters, open_domains, topic_of
 from analytics_pipeline_tests.domains.copies import OVEN, PRESS
 from analytics_pipeline_tests.environments import Environment
@@ -108,6 +109,8 @@ def test_any_composition_of_slices_leaves_the_same_tables(opened: Environment, s
     settle_composed(opened, _groups(partitions(opened), shape, rng))
     send(opened, rng, late=True)
     settle_composed(opened, _groups(partitions(opened), shape, rng))
+    sent = [one for one in opened.sent if one.topic == topic_of(opened, "counters")]
+    assert_counters_equal_reference(opened.pipeline, counter_messages_of(sent))
     assert_live_equals_rebuild(opened.pipeline)
 
 
