@@ -49,7 +49,7 @@ _EDIT = f"""
 """
 _CALIBRATE = f"""
     INSERT INTO analytics_calibration (sensor_id, metric, gain, valid_from)
-    SELECT DISTINCT sensor_id, '{METRIC}', 1.02, %(begins)s FROM measurement_series
+    SELECT DISTINCT sensor_id, '{METRIC}', 1.02, %(week_ago)s FROM measurement_series
 """
 _CORRECT = """
     UPDATE analytics_calibration SET gain = gain + 0.01 WHERE sensor_id = (
@@ -73,7 +73,7 @@ def run(stack: Stack, say: Say, quick: bool = False) -> list[Figure]:
             import_s = _edit(database, _LIMITS, {**times, "count": count})
         live = _live_items(settings, now - HOUR)
         edits_s = _edits(database, _EDIT)
-        _edit(database, _CALIBRATE, times)
+        _edit(database, _CALIBRATE, {"week_ago": now - timedelta(days=7)})
         corrections_s = _edits(database, _CORRECT)
         engine_for(settings).dispose()
     limits = count * SENSORS
@@ -91,7 +91,12 @@ def run(stack: Stack, say: Say, quick: bool = False) -> list[Figure]:
         ),
         Figure("one limit edited", median(edits_s), "s", GOAL_EDIT_S, "at_most", {"max_s": max(edits_s)}),
         Figure(
-            "one calibration edited", median(corrections_s), "s", GOAL_EDIT_S, "at_most", {"max_s": max(corrections_s)}
+            "one calibration of a week edited",
+            median(corrections_s),
+            "s",
+            GOAL_EDIT_S,
+            "at_most",
+            {"max_s": max(corrections_s)},
         ),
     ]
 

@@ -92,9 +92,13 @@ def hours_asked_for(connection: Connection) -> Mapping[str, int]:
     """By asset, how many hours of domains this transaction's edits ask for. Takes the lock that edits take at their
     commit: commit or roll back soon after."""
     with connection.cursor() as cursor:
+        # So that what is pending besides is not read while edits and commits wait.
+        cursor.execute("SELECT coalesce(max(work_id), 0) FROM pending_work")
+        (last,) = cursor.fetchone()
         cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
         cursor.execute(
             "SELECT asset, count(DISTINCT (domain_id, hour)) FROM pending_work "
-            "WHERE reason = 'master_data' AND xmin = pg_current_xact_id()::xid GROUP BY asset ORDER BY asset"
+            "WHERE work_id > %s AND xmin = pg_current_xact_id()::xid GROUP BY asset ORDER BY asset",
+            (last,),
         )
         return dict(cursor.fetchall())
