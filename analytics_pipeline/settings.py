@@ -47,6 +47,11 @@ def _is_defaults(value: Any) -> bool:
     )
 
 
+def _json(value: Any) -> Any:
+    """An object given as JSON; empty text is an empty one."""
+    return json.loads(value.strip() or "{}") if isinstance(value, str) else value
+
+
 def _split(value: Any) -> Any:
     """A list given as JSON (``["a","b"]``), or with commas (``a,b``)."""
     if not isinstance(value, str):
@@ -148,7 +153,7 @@ class Settings(BaseSettings):
     @field_validator("domain_defaults", mode="before")
     @classmethod
     def _defaults_name_tenants_and_factories(cls, value: Any) -> Any:
-        named = json.loads(value) if isinstance(value, str) else value
+        named = _json(value)
         if not isinstance(named, dict) or not all(_is_defaults(its) for its in named.values()):
             raise ValueError(
                 'takes tenant and factory by domain, for example {"iot": {"tenant_id": "t1", "factory_id": "f1"}}; '
@@ -159,7 +164,7 @@ class Settings(BaseSettings):
     @field_validator("event_domains", mode="before")
     @classmethod
     def _event_domains_have_topics(cls, value: Any) -> Any:
-        named = json.loads(value) if isinstance(value, str) else value
+        named = _json(value)
         if not isinstance(named, dict) or not all(re.fullmatch(DOMAIN_NAME, name) for name in named):
             raise ValueError('takes topics by name of the domain, for example {"safety": ["safety.events"]}')
         return {name: [topics] if isinstance(topics, str) else topics for name, topics in named.items()}

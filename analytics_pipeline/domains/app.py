@@ -37,13 +37,13 @@ class AppEvent(msgspec.Struct):
     app_id: str
     event_name: str
     user_id: str | int
-    properties: dict[str, Any] = {}
+    properties: dict[str, Any] | None = None
     tenant_id: str | None = None
 
 
 def _events(event: AppEvent) -> tuple[EventTuple]:
     of = (None, event.tenant_id, None, None, "app", event.app_id)
-    return ((*of, event.event_name, str(event.user_id), None, canonical_json(event.properties)),)
+    return ((*of, event.event_name, str(event.user_id), None, canonical_json(event.properties or {})),)
 
 
 DOMAIN = Domain(

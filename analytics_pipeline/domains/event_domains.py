@@ -40,7 +40,7 @@ class PlainEvent(msgspec.Struct):
     value: float | None = None
     user_id: str | None = None
     event_id: str | None = None
-    properties: dict[str, Any] = {}
+    properties: dict[str, Any] | None = None
 
 
 def _events_of(name: str, entity_type: str) -> Callable[[PlainEvent], tuple[EventTuple]]:
@@ -49,7 +49,7 @@ def _events_of(name: str, entity_type: str) -> Callable[[PlainEvent], tuple[Even
             raise PayloadError("other_domain", f"domain: takes {name!r}, or nothing, got {event.domain!r}")
         of = (event.event_id, event.tenant_id, event.factory_id, event.machine_id)
         what = (event.entity_type or entity_type, event.entity_id, event.event_type)
-        return ((*of, *what, event.user_id, event.value, canonical_json(event.properties)),)
+        return ((*of, *what, event.user_id, event.value, canonical_json(event.properties or {})),)
 
     return events
 

@@ -40,7 +40,7 @@ class ProductEvent(msgspec.Struct, rename="camel"):
 
     event_id: str | int
     event_type: str
-    data: dict[str, Any] = {}
+    data: dict[str, Any] | None = None
     tenant_id: str | None = None
 
 
@@ -64,8 +64,9 @@ def _stock(data: dict[str, Any]) -> float | None:
 
 
 def _events(event: ProductEvent) -> tuple[EventTuple]:
-    of = (str(event.event_id), event.tenant_id, None, None, "product", _product(event.data))
-    return ((*of, event.event_type, None, _stock(event.data), canonical_json(event.data)),)
+    data = event.data or {}
+    of = (str(event.event_id), event.tenant_id, None, None, "product", _product(data))
+    return ((*of, event.event_type, None, _stock(data), canonical_json(data)),)
 
 
 DOMAIN = Domain(

@@ -8,16 +8,18 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
+from analytics_pipeline.assets.derive import Deriver
 from analytics_pipeline.assets.windows import state_clock
 from analytics_pipeline.domains import discover
 from analytics_pipeline.domains.base import Domain
-from analytics_pipeline.records import hour_of
+from analytics_pipeline.records import HourOutcome, hour_of
 from analytics_pipeline.storage.domain_numbers import DomainNumbers
 from analytics_pipeline.storage.engine import connection
 from analytics_pipeline_tests.conftest import DatabaseServer, KafkaServer
@@ -211,10 +213,34 @@ def test_iot_measurements_show_what_was_said_last_of_a_series_in_any_order(env: 
     assert [(row[0].isoformat(), *row[1:]) for row in rows] == [
         (at(minutes), "gw", "gpio", "temp", "4", 1.5, "K", "b") for minutes in (1, 61)
     ]
+    [row] = env.pipeline.query("SELECT xmin::text, xmax::text FROM series_attributes")
     env.pipeline.rebuild([START, START + HOUR])
     assert env.pipeline.query("SELECT DISTINCT unit, topic FROM iot_measurements") == [("K", "b")]
+    assert env.pipeline.query("SELECT xmin::text, xmax::text FROM series_attributes") == [row], "nobody waits for it"
     assert columns_of(env, "iot_measurements") == columns.replace('"', "").split(", ")
     assert [len(env.pipeline.query(query)) for query in SINK_QUERIES] == [2, 1], "as the sink's document writes them"
+
+
+def test_two_hours_that_meet_one_new_sample_and_series_at_once_are_both_computed(env: Environment) -> None:
+    result = {"station_id": "l", "analyte": "Moisture", "value": 1}
+    said = {"mac_address": "gw", "value": 1}
+    for number in range(6):
+        hours = [START + HOUR * place for place in (0, 1)]
+        for hour in hours:
+            moment = (hour + timedelta(seconds=number)).isoformat()
+            send(env, "lab", [(json.dumps(result | {"time": moment, "sample_id": f"S-{number}"}).encode(), False)])
+            send(env, "iot", [(json.dumps(said | {"timestamp": moment, "pin": number}).encode(), False)])
+        env.drain()
+        derivers = [Deriver(env.settings, env.pipeline.engine, env.pipeline.registry) for _ in hours]
+        with ThreadPoolExecutor(2) as both:
+            done = both.map(_normalized, derivers, hours)
+        assert [{one.domain for one in hour.domains} for hour in done] == [{"lab", "iot"}] * 2
+    assert env.pipeline.count("normalized_measurements") == 24
+    assert (env.pipeline.count("sample_names"), env.pipeline.count("series_attributes")) == (6, 6)
+
+
+def _normalized(deriver: Deriver, hour: datetime) -> HourOutcome:
+    return deriver.derive("normalized_measurements", hour, "incremental", "test")
 
 
 SINK_QUERIES = (

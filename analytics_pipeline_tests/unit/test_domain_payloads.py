@@ -351,6 +351,14 @@ def test_an_app_event_is_its_content_in_any_order_of_its_properties() -> None:
     assert (event.event_id, event.entity_id, event.event_type, event.user_id) == (None, "a", "search", "7")
 
 
+def test_free_fields_that_are_null_are_as_good_as_absent() -> None:
+    assert product(data=None) == product()
+    app = {"app_id": "a", "event_name": "search", "user_id": "u", "timestamp": TIME}
+    assert rows("app", **app, properties=None) == rows("app", **app)
+    plain = {"entity_id": "x", "event_type": "began"}
+    assert rows("ops", **plain, properties=None) == rows("ops", **plain)
+
+
 def test_a_plain_event_names_its_entity_and_refuses_to_be_another_domains() -> None:
     [event] = map(Event._make, rows("vet", domain="vet", entity_id="cow-1", event_type="treated", value=2)["events"])
     assert (event.entity_type, event.entity_id, event.event_type, event.value) == ("animal", "cow-1", "treated", 2.0)

@@ -49,6 +49,8 @@ def from_environment(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Setti
         ("KAFKA_TOPIC", "octane.events", "kafka_topics", ["octane.events"]),
         ("FLUSH_INTERVAL", "5", "drain_max_seconds", 5.0),
         ("DOMAIN_DEFAULTS", '{"iot": {"tenant_id": "t1"}}', "domain_defaults", {"iot": {"tenant_id": "t1"}}),
+        ("DOMAIN_DEFAULTS", "", "domain_defaults", {}),
+        ("EVENT_DOMAINS", " ", "event_domains", {}),
         ("EVENT_DOMAINS", '{"safety": "safety.events"}', "event_domains", {"safety": ["safety.events"]}),
     ],
 )
@@ -81,6 +83,7 @@ def test_of_two_names_for_one_setting_the_first_listed_wins(monkeypatch: pytest.
         ("DOMAIN_DEFAULTS", '{"iot": "t1"}', r"^DOMAIN_DEFAULTS: got .*takes tenant and factory"),
         ("DOMAIN_DEFAULTS", '{"iot": {"tenant": "t1"}}', r"^DOMAIN_DEFAULTS: .*tenant_id"),
         ("DOMAIN_DEFAULTS", '{"iot": {"tenant_id": ""}}', r"^DOMAIN_DEFAULTS: .*1 to 256 bytes"),
+        ("DOMAIN_DEFAULTS", "{", r"^DOMAIN_DEFAULTS: got '\{'"),
         ("DOMAIN_DEFAULTS", "[]", r"^DOMAIN_DEFAULTS: got '\[\]'"),
         ("EVENT_DOMAINS", '{"Safety!": ["a"]}', r"^EVENT_DOMAINS: .*safety\.events"),
         ("EVENT_DOMAINS", "[]", r"^EVENT_DOMAINS: got '\[\]'"),

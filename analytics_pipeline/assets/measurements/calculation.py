@@ -251,15 +251,17 @@ def _write(
     held = np.array([0 if work.whole else work.state.rows for work in works], np.int64)
     written = np.zeros(len(works), np.int64)
     stale = [_windows(work, Scope()) for work in chosen if work.whole]
+    measured = TABLE.empty()
     for normalized in TABLES:
         rows = _rows(gathered, normalized, accepted)
-        if normalized.spec is TABLE:
-            gathered.said.write(context, rows)
         if rows.height or any(work.whole for work in chosen):
             done = normalized.write(context, chosen, gathered.parts, rows)
             held += done.rows
             written += gathered.parts.counts(table.part_of(gathered.parts, normalized.spec, rows))
             stale += [*done.stale, *_stale(context, gathered, normalized, done.touched)]
+        if normalized.spec is TABLE:
+            measured = rows
+    gathered.said.write(context, measured)  # last: it may wait for another's commit
     may_fail = [w for at, w in enumerate(works) if w in chosen and (w.state.rows_failed or tallies[at].dead_letters)]
     failed = table.count_dead_letters(context.connection, may_fail)
     results = {

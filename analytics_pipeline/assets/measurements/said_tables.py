@@ -22,14 +22,21 @@ from analytics_pipeline.storage.raw_events import StoredRows
 _WRITE_NAMES = (
     "INSERT INTO sample_names (domain_id, sample_key, sample_id, replicate) VALUES %s ON CONFLICT DO NOTHING"
 )
+_POSITION = ("kafka_time", "log_id", '"offset"', "ordinal")
+#: What is older than what is kept is left out before it could lock a row: an old hour that is computed again holds up
+#: no live one. Whoever commits at the same moment is compared with as well.
 _WRITE_ATTRIBUTES = (
-    'INSERT INTO series_attributes AS kept (domain_id, series_id, attributes, kafka_time, log_id, "offset", ordinal) '
-    "VALUES %s ON CONFLICT (domain_id, series_id) DO UPDATE SET attributes = EXCLUDED.attributes, "
-    'kafka_time = EXCLUDED.kafka_time, log_id = EXCLUDED.log_id, "offset" = EXCLUDED."offset", '
-    "ordinal = EXCLUDED.ordinal "
-    'WHERE (EXCLUDED.kafka_time, EXCLUDED.log_id, EXCLUDED."offset", EXCLUDED.ordinal) '
-    '> (kept.kafka_time, kept.log_id, kept."offset", kept.ordinal)'
+    f"INSERT INTO series_attributes AS kept (domain_id, series_id, attributes, {', '.join(_POSITION)}) "
+    f"SELECT * FROM (VALUES %s) said (domain_id, series_id, attributes, {', '.join(_POSITION)}) "
+    "WHERE NOT EXISTS (SELECT FROM series_attributes known WHERE known.domain_id = said.domain_id "
+    f"AND known.series_id = said.series_id AND ({', '.join(f'known.{name}' for name in _POSITION)}) "
+    f">= ({', '.join(f'said.{name}' for name in _POSITION)})) "
+    "ON CONFLICT (domain_id, series_id) DO UPDATE SET attributes = EXCLUDED.attributes, "
+    f"{', '.join(f'{name} = EXCLUDED.{name}' for name in _POSITION)} "
+    f"WHERE ({', '.join(f'EXCLUDED.{name}' for name in _POSITION)}) > "
+    f"({', '.join(f'kept.{name}' for name in _POSITION)})"
 )
+_ATTRIBUTES_ROW = "(%s::int, %s::bigint, %s, %s::timestamptz, %s::int, %s::bigint, %s::int)"
 
 
 class _Position(NamedTuple):
@@ -69,9 +76,9 @@ class Said:
         if self.names:
             wanted = rows.filter(pl.col("sample_key") != 0).select("domain_id", "sample_key").unique().sort(pl.all())
             values = [(*key, *self.names[key]) for key in wanted.rows() if key in self.names]
-            _write(context.connection, _WRITE_NAMES, values)
+            _write(context.connection, _WRITE_NAMES, values, "(%s, %s, %s, %s)")
         if self.attributes:
-            _write(context.connection, _WRITE_ATTRIBUTES, sorted(self._of_series(context, rows)))
+            _write(context.connection, _WRITE_ATTRIBUTES, sorted(self._of_series(context, rows)), _ATTRIBUTES_ROW)
 
     def _of_series(self, context: Context, rows: pl.DataFrame) -> Iterator[tuple[Any, ...]]:
         stored = {tuple(row) for row in rows.select("domain_id", "series_id").unique().rows()}
@@ -93,7 +100,7 @@ def _numbers(context: Context, domain_id: int, series: pl.Series) -> Mapping[Ser
     return {SeriesKey(*names): number for number, *names in frame.rows()}
 
 
-def _write(conn: Connection, statement: str, values: Sequence[tuple[Any, ...]]) -> None:
+def _write(conn: Connection, statement: str, values: Sequence[tuple[Any, ...]], row: str) -> None:
     if values:
         with conn.cursor() as cursor:
-            execute_values(cursor, statement, values, page_size=1000)
+            execute_values(cursor, statement, values, template=row, page_size=1000)
