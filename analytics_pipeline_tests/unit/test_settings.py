@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -172,3 +175,16 @@ def test_a_setting_without_effect_is_one_line_without_its_value(
     assert [line.partition(" ")[0] for line in lines] == ["MINIO_SECRET_KEY", "CLICKHOUSE_HOST"]
     assert all("has no effect: " in line and "\n" not in line for line in lines)
     assert "hunter2" not in "".join(lines)
+
+
+def test_what_has_no_effect_is_said_when_the_code_location_starts(tmp_path: Path) -> None:
+    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME")}
+    done = subprocess.run(
+        [sys.executable, "-c", "import analytics_pipeline.definitions"],
+        env=kept | {"PYTHONPATH": str(ROOT), "CLICKHOUSE_HOST": "clickhouse"},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+    )
+    assert (done.stdout + done.stderr).count("CLICKHOUSE_HOST has no effect") == 1
