@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from math import isfinite, isnan, nan
 from typing import Any
 
@@ -131,10 +132,15 @@ def _samples(decoded: Decoded) -> tuple[tuple[SeriesTuple, float, int, int]]:
 
 def _attributes(decoded: Decoded) -> tuple[tuple[SeriesTuple, str]]:
     topic = decoded.topic if decoded.original_topic is None else decoded.original_topic
-    attributes = canonical_json({"topic": topic or "", "unit": decoded.unit or ""})
+    return ((_series(decoded), _attributes_text(topic or "", decoded.unit or "")),)
+
+
+@lru_cache(maxsize=4096)  # few and the same, message for message
+def _attributes_text(topic: str, unit: str) -> str:
+    attributes = canonical_json({"topic": topic, "unit": unit})
     if "\\u0000" in attributes:
         raise PayloadError("nul_character", f"topic or unit hold NUL: {attributes}")
-    return ((_series(decoded), attributes),)
+    return attributes
 
 
 DOMAIN = Domain(

@@ -32,8 +32,9 @@ START = hour_of(datetime.now(UTC)).replace(hour=0) - 22 * HOUR
 #: The tables that each kind of rows ends in.
 TABLES = {
     "samples": ("normalized_measurements", "window_aggregates"),
-    "events": ("normalized_events", "event_identities", "event_rollups"),
+    "events": ("normalized_events", "event_rollups"),
     "states": ("state_changes", "state_durations", "carried_states"),
+    "counters": ("counter_readings", "counter_increments"),
 }
 
 
@@ -138,6 +139,9 @@ def test_every_good_message_counts_and_every_bad_one_is_a_dead_letter(env: Envir
     query = "SELECT domain, count(*) FROM {} JOIN domain_number USING (domain_id) GROUP BY 1"
     rejected = dict(env.pipeline.query(query.format("dead_letters")))
     held = {table: dict(env.pipeline.query(query.format(table))) for its in TABLES.values() for table in its}
+    identified = dict(env.pipeline.query(query.format("event_identities")))
+    own_ids = "SELECT DISTINCT domain FROM normalized_events JOIN domain_number USING (domain_id) WHERE event_id <> ''"
+    assert identified.keys() == {row[0] for row in env.pipeline.query(own_ids)}
     for domain in DOMAINS:
         assert rejected[domain.name] == sent[domain.name, False], domain.name
         for kind, tables in TABLES.items():

@@ -61,8 +61,7 @@ class AttributeReader:
     def columns(
         self, taken: Sequence[Sequence[tuple[SeriesTuple, str]]], first: int
     ) -> tuple[int, Sequence[Sequence[tuple[SeriesTuple, str]]]]:
-        for _series, text in chain.from_iterable(taken):
-            _refuse_nul(text)
+        _refuse_nul(*{text for _series, text in chain.from_iterable(taken)})
         return first, taken
 
     def check(self, taken: Sequence[tuple[SeriesTuple, str]]) -> None:
@@ -73,13 +72,15 @@ class AttributeReader:
 
     def result(self, without: Collection[int]) -> list[Attributes]:
         """What was read, but for some payloads."""
-        return [
-            Attributes(row, SeriesKey(*series), text)
+        found = [
+            (row, series, text)
             for first, taken in self.parts
             for row, its in enumerate(taken, first)
             if row not in without
             for series, text in its
         ]
+        keys = {series: SeriesKey(*series) for _, series, _ in found}
+        return [Attributes(row, keys[series], text) for row, series, text in found]
 
 
 def _refuse_nul(*texts: str) -> None:

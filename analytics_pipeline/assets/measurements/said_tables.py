@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import polars as pl
 from psycopg2.extras import execute_values
@@ -39,13 +39,8 @@ _WRITE_ATTRIBUTES = (
 _ATTRIBUTES_ROW = "(%s::int, %s::bigint, %s, %s::timestamptz, %s::int, %s::bigint, %s::int)"
 
 
-class _Position(NamedTuple):
-    """The later one is what was said last."""
-
-    kafka_time_us: int
-    log_id: int
-    offset: int
-    ordinal: int
+#: Kafka time in microseconds, log, offset and ordinal: the later one is what was said last.
+_Position = tuple[int, int, int, int]
 
 
 @dataclass
@@ -61,10 +56,8 @@ class Said:
             self.names[domain_id, name.sample_key] = (name.sample_id, name.replicate)
         if not decoded.attributes:
             return
-        columns: list[list[int]] = [
-            column.tolist() for column in (raw.kafka_time_us, raw.log_id, raw.offset, raw.ordinal)
-        ]
-        positions = list(map(_Position, *columns))
+        columns = (raw.kafka_time_us, raw.log_id, raw.offset, raw.ordinal)
+        positions: list[_Position] = list(zip(*(column.tolist() for column in columns), strict=True))
         for one in decoded.attributes:
             key, position = (domain_id, one.series), positions[one.row]
             known = self.attributes.get(key)
@@ -91,7 +84,7 @@ class Said:
                 number = known.get(series)
                 if number is not None and (domain_id, number) in stored:
                     position, text = self.attributes[domain_id, series]
-                    yield domain_id, number, text, from_us(position.kafka_time_us), *position[1:]
+                    yield domain_id, number, text, from_us(position[0]), *position[1:]
 
 
 def _numbers(context: Context, domain_id: int, series: pl.Series) -> Mapping[SeriesKey, int]:

@@ -69,7 +69,7 @@ class Decoded:
             events=events and replace(events, frame=_owned_events(events.frame, defaults)),
             states=states and replace(states, keys=_owned(states.keys, defaults)),
             counters=counters and replace(counters, keys=_owned(counters.keys, defaults)),
-            attributes=[one._replace(series=_owned([one.series], defaults)[0]) for one in self.attributes],
+            attributes=_owned_attributes(self.attributes, defaults),
         )
 
 
@@ -120,6 +120,14 @@ def _owned(keys: Sequence[SeriesKey], defaults: Defaults) -> list[SeriesKey]:
             factory_id=factory if key.factory_id is None else key.factory_id,
         )
         for key in keys
+    ]
+
+
+def _owned_attributes(attributes: Sequence[Attributes], defaults: Defaults) -> Sequence[Attributes]:
+    keys = list({one.series for one in attributes})
+    owned = dict(zip(keys, _owned(keys, defaults), strict=True))
+    return attributes if list(owned.values()) == keys else [
+        Attributes(one.row, owned[one.series], one.text) for one in attributes
     ]
 
 
