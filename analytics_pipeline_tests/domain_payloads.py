@@ -64,8 +64,14 @@ def _trace(time: datetime, rng: random.Random) -> Any:
     return {"shared": {"sensor_id": f"s-{rng.randrange(3)}"}, "samples": [[one, rng.random()] for one in times]}
 
 
+def _rated(time: datetime, rng: random.Random) -> Any:
+    quality = rng.choice(["good", "uncertain", "bad"])
+    said = {"value": rng.choice([1.5, "2.5", "<0.05", None, "n/a"]), "quality": quality}
+    return {"time": time.isoformat(), "station": f"st-{rng.randrange(2)}", "metric": "lead", **said}
+
+
 #: Domains whose payloads are made otherwise: from a time, the JSON of a good payload.
-OWN: dict[str, Callable[[datetime, random.Random], Any]] = {"traces": _trace}
+OWN: dict[str, Callable[[datetime, random.Random], Any]] = {"traces": _trace, "rated": _rated}
 
 
 def at(domain: Domain, time: str) -> bytes:

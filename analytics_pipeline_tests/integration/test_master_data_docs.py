@@ -21,9 +21,11 @@ _FILE = re.compile(r"`(\w+\.csv)`")
 
 _DATA = """
     INSERT INTO domain_number (domain_id, domain) VALUES (1, 'machine');
-    INSERT INTO measurement_series (domain_id, factory_id, machine_id, sensor_id, metric, unit) VALUES
-        (1, 'brickworks', 'press-1', 't-1', 'temp', '°F'), (1, 'brickworks', 'press-1', NULL, 'state', NULL),
-        (1, 'brickworks', 'cutter-1', NULL, 'count', NULL), (1, 'brickworks', 'cutter-1', NULL, 'speed', 'strokes/min');
+    INSERT INTO measurement_series (domain_id, tenant_id, factory_id, machine_id, sensor_id, metric, unit) VALUES
+        (1, 't-1', 'brickworks', 'press-1', 't-1', 'temp', '°F'),
+        (1, 't-1', 'brickworks', 'press-1', NULL, 'state', NULL),
+        (1, 't-1', 'brickworks', 'cutter-1', NULL, 'count', NULL),
+        (1, 't-1', 'brickworks', 'cutter-1', NULL, 'speed', 'strokes/min');
     INSERT INTO partition_state (asset, hour, domain_id, rows, rows_failed, status)
     SELECT asset, '2026-11-02Z'::timestamptz + h * interval '1 hour', 1, 1, 0, 'open'
     FROM generate_series(0, 47) h, unnest(ARRAY['normalized_measurements', 'window_aggregates']) asset;

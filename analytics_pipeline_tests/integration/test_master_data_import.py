@@ -49,8 +49,8 @@ def db(database_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings
     fetch(
         database_settings,
         "INSERT INTO domain_number (domain_id, domain) VALUES (1, 'sensor'); "
-        "INSERT INTO measurement_series (domain_id, machine_id, sensor_id, metric) "
-        "VALUES (1, 'm-1', 's-1', 'temp'), (1, 'm-1', 's-2', 'temp'); "
+        "INSERT INTO measurement_series (domain_id, tenant_id, machine_id, sensor_id, metric) "
+        "VALUES (1, 't-1', 'm-1', 's-1', 'temp'), (1, 't-1', 'm-1', 's-2', 'temp'); "
         "INSERT INTO partition_state (asset, hour, domain_id, rows, rows_failed, status) "
         "SELECT asset, '2026-01-01 10:00Z', 1, 1, 0, 'open' "
         "FROM unnest(ARRAY['normalized_measurements', 'window_aggregates']) asset",

@@ -24,8 +24,8 @@ def db(database_settings: Settings) -> Settings:
     for names in SERIES.values():
         fetch(
             database_settings,
-            "INSERT INTO measurement_series (domain_id, factory_id, machine_id, sensor_id, metric) "
-            "VALUES (1, %s, %s, %s, %s)",
+            "INSERT INTO measurement_series (domain_id, tenant_id, factory_id, machine_id, sensor_id, metric) "
+            "VALUES (1, 't-1', %s, %s, %s, %s)",
             *names,
         )
     fetch(

@@ -74,7 +74,7 @@ def _message(one: Sent) -> RatedMessage:
         position=(one.topic, one.epoch, one.partition, one.offset, 0),
         kafka_time_us=one.kafka_time_ms * 1000,
         event_time_us=to_us(datetime.fromisoformat(fields["time"])),
-        series=SeriesKey(None, None, fields["station"], None, fields["metric"]),
+        series=SeriesKey("default", None, fields["station"], None, fields["metric"]),
         value=math.nan if value is None else float(value),
         quality="bad" if value is None else quality,
     )
