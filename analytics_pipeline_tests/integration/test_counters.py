@@ -87,6 +87,35 @@ def test_what_a_counter_does_is_told_apart_and_counted(env: Environment) -> None
     assert_right(env)
 
 
+def test_master_data_says_where_the_counter_of_a_machine_rolls_over_from_a_time_on(env: Environment) -> None:
+    shown = [(10, 99_990), (20, 5), (70, 99_995), (80, 7)]
+    send(env, *(counters.message(at(minute), count, counter="coins") for minute, count in shown))
+    env.pipeline.settle()
+    undeclared = [(ALL[0], 5, None), (ALL[1], 99_990 + 7, None)]
+    assert hourly(env) == undeclared, "the falls are resets: nobody says where it begins again"
+    edit(
+        env,
+        "INSERT INTO analytics_counter_limits (machine_id, metric, modulus, valid_from) "
+        "VALUES ('l-1', 'coins', 100000, %s), ('l-2', 'coins', 99999, '-infinity')",
+        ALL[1],
+    )
+    env.pipeline.settle()
+    assert hourly(env) == [undeclared[0], (ALL[1], 99_990 + 12, None)], "not before it holds"
+    edit(env, "UPDATE analytics_counter_limits SET valid_from = '-infinity' WHERE machine_id = 'l-1'")
+    env.pipeline.settle()
+    assert hourly(env) == [(ALL[0], 15, None), (ALL[1], 99_990 + 12, None)]
+    assert env.pipeline.query("SELECT sum(roll_overs) FROM counter_increments WHERE window_s = 3600") == [(2,)]
+    assert_settled(env.pipeline)
+    assert_live_equals_rebuild(env.pipeline)
+
+
+def edit(env: Environment, statement: str, *values: Any) -> None:
+    """A person edits master data."""
+    with connection(env.pipeline.engine) as conn, conn.cursor() as cursor:
+        cursor.execute(statement, values)
+        conn.commit()
+
+
 def test_an_increment_belongs_to_the_window_of_the_later_reading(env: Environment) -> None:
     show(env, 59.9, 100)
     show(env, 60.5, 130)
