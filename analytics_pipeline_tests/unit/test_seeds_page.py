@@ -12,7 +12,7 @@ from analytics_pipeline.domains import discover
 ROOT = Path(__file__).parents[2]
 SEEDS = (ROOT / "docs" / "seeds.md").read_text("utf-8")
 DOMAINS = (ROOT / "docs" / "domains.md").read_text("utf-8")
-LATER = ("later in this issue", "detectors and archive", "API and alerts")
+LATER = ("next", "detectors and archive", "API and alerts")
 ROWS = [line for line in SEEDS.splitlines() if line.startswith("| ") and not line.startswith("| feature")]
 
 
