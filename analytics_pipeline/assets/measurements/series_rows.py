@@ -116,7 +116,7 @@ def reading_values(readings: Sequence[int | float]) -> pl.DataFrame:
     if all(kind is int for kind in set(map(type, readings))):
         try:
             column = pl.Series("reading", readings, pl.Int64(), strict=True)
-        except TypeError:  # one of them is longer
+        except (TypeError, OverflowError):  # one of them is longer, than int64 or than any integer of Polars
             pass
         else:
             return column.to_frame().with_columns(pl.lit(SOUND, pl.Int8()).alias("fault"))
