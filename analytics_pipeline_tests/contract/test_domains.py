@@ -26,11 +26,11 @@ from analytics_pipeline.assets.raw_events.transform import PAYLOAD_ERRORS, Rejec
 from analytics_pipeline.domains import discover, registry_for
 from analytics_pipeline.domains.base import BAD, QUALITIES, Domain, Event, SeriesKey
 from analytics_pipeline.errors import DomainCollisionError, SettingsError
-from analytics_pipeline.messages import LogPartition, MessageSlice
 from analytics_pipeline.quality.gates import run_gate
 from analytics_pipeline.quality.suites import suite_for
 from analytics_pipeline.records import AssetName
 from analytics_pipeline.settings import Settings, load_settings
+from analytics_pipeline_tests.decoded_rows import slice_of
 from analytics_pipeline_tests.domain_payloads import at, every_domain, example
 
 DOMAINS = every_domain()
@@ -48,21 +48,6 @@ def plain() -> Settings:
 
 def module_of(domain: Domain) -> Any:
     return sys.modules[domain.payload.__module__]
-
-
-def slice_of(domain: Domain, *payloads: bytes) -> MessageSlice:
-    count = len(payloads)
-    none: list[Any] = [None] * count
-    return MessageSlice(
-        log=LogPartition(domain.topics[0], 1, 0),
-        from_offset=0,
-        next_offset=count,
-        offsets=list(range(count)),
-        kafka_times_ms=[0] * count,
-        values=list(payloads),
-        keys=none,
-        headers=none,
-    )
 
 
 @dataclass
